@@ -1,0 +1,1 @@
+"""Data sets: reading, checking and augmenting them. Numpy and OpenCV only."""
