@@ -59,10 +59,15 @@ def encode(corners: np.ndarray, priors: np.ndarray, variances: Variances) -> np.
     return np.concatenate([center, size], axis=-1)
 
 
-def decode(locations: np.ndarray, priors: np.ndarray, variances: Variances) -> np.ndarray:
+def decode(
+    locations: np.ndarray, priors: np.ndarray, variances: Variances
+) -> np.ndarray:
     """The inverse of `encode`: locations (..., 4) at priors (..., 4; centres) -> corners (..., 4)."""
     center = locations[..., :2] * variances[0] * priors[..., 2:] + priors[..., :2]
-    size = np.exp(np.minimum(locations[..., 2:] * variances[1], LARGEST_LOG_RATIO)) * priors[..., 2:]
+    size = (
+        np.exp(np.minimum(locations[..., 2:] * variances[1], LARGEST_LOG_RATIO))
+        * priors[..., 2:]
+    )
     return centers_to_corners(np.concatenate([center, size], axis=-1))
 
 
@@ -75,32 +80,43 @@ def clip(boxes: np.ndarray, size: Tuple[float, float]) -> np.ndarray:
 # --- non-maximum suppression --------------------------------------------------------------------------------
 
 
+def _overlaps(boxes: np.ndarray, iou_threshold: float) -> np.ndarray:
+    """Which corner boxes (K, 4) have an IoU above the threshold with which: bool (K, K)."""
+    # One plane per coordinate and in-place arithmetic: the K x K planes stay in the cache.
+    x1, y1, x2, y2 = (np.ascontiguousarray(boxes[:, i]) for i in range(4))
+    areas = np.maximum(x2 - x1, 0) * np.maximum(y2 - y1, 0)
+    inter = np.minimum(x2[:, None], x2)
+    inter -= np.maximum(x1[:, None], x1)
+    np.maximum(inter, 0, out=inter)
+    height = np.minimum(y2[:, None], y2)
+    height -= np.maximum(y1[:, None], y1)
+    np.maximum(height, 0, out=height)
+    inter *= height
+    # inter / union > t without the division, which would be 0 / 0 for boxes without area
+    limit = np.add(areas[:, None], areas, out=height)
+    limit -= inter
+    limit *= iou_threshold
+    return inter > limit
+
+
 def suppress(boxes: np.ndarray, iou_threshold: float) -> np.ndarray:
     """Greedy suppression in several independent lists at once.
 
     Args:
         boxes: (L, K, 4) corners; in each of the L lists the K boxes stand by falling score. Rows without area
-            neither suppress nor are suppressed, so short lists can be padded with zeros.
+            neither suppress nor are suppressed.
         iou_threshold: a box goes when its IoU with a kept, better box is above this.
 
     Returns: bool (L, K), True where a box stays.
     """
     lists, count, _ = boxes.shape
     keep = np.ones((lists, count), bool)
-    if count < 2:
-        return keep
-    # One plane per coordinate: (L, K, 1) against (L, 1, K) stays contiguous, which is most of the speed.
-    x1, y1, x2, y2 = (np.ascontiguousarray(boxes[..., i]) for i in range(4))
-    areas = np.maximum(x2 - x1, 0) * np.maximum(y2 - y1, 0)
+    overlaps = np.empty((count, lists, count), bool)
+    for i in range(lists):
+        overlaps[:, i] = _overlaps(boxes[i], iou_threshold)
+    # The greedy rule is sequential in a list, but all lists take the same step at once.
     for i in range(count - 1):
-        rest = slice(i + 1, None)
-        one = slice(i, i + 1)
-        width = np.minimum(x2[:, rest], x2[:, one]) - np.maximum(x1[:, rest], x1[:, one])
-        height = np.minimum(y2[:, rest], y2[:, one]) - np.maximum(y1[:, rest], y1[:, one])
-        inter = np.maximum(width, 0) * np.maximum(height, 0)
-        # inter / union > t without the division, which would be 0 / 0 for boxes without area
-        overlaps = inter > iou_threshold * (areas[:, rest] + areas[:, one] - inter)
-        keep[:, rest] &= ~(overlaps & keep[:, one])
+        keep[:, i + 1 :] &= ~(overlaps[i, :, i + 1 :] & keep[:, i : i + 1])
     return keep
 
 
@@ -184,9 +200,15 @@ def select(
     alive = np.flatnonzero(foreground.max(axis=1, initial=0) > threshold)
     foreground, boxes = np.ascontiguousarray(foreground[alive].T), boxes[alive]
     if not foreground.size:
-        return np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
+        return (
+            np.zeros((0, 4), np.float32),
+            np.zeros(0, np.float32),
+            np.zeros(0, np.int64),
+        )
     if method == "soft":
-        rows, kept_scores, labels = _select_soft(foreground, boxes, threshold, top_k, sigma)
+        rows, kept_scores, labels = _select_soft(
+            foreground, boxes, threshold, top_k, sigma
+        )
     elif method == "hard":
         rows, kept_scores, labels = _select_hard(
             foreground, boxes, threshold, iou_threshold, top_k, candidate_size
@@ -213,7 +235,9 @@ def _select_hard(
     length = int(min(counts.max(), candidate_size))
     if length < scores.shape[1]:
         rows = np.argpartition(-scores, length - 1, axis=1)[:, :length]
-        rows.sort(axis=1)  # so that the stable sort below leaves equal scores in prior order
+        rows.sort(
+            axis=1
+        )  # so that the stable sort below leaves equal scores in prior order
     else:
         rows = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
     values = np.take_along_axis(scores, rows, axis=1)
@@ -236,7 +260,9 @@ def _select_soft(
     rows, values, labels = [], [], []
     for label, of_class in enumerate(scores, start=1):
         passed = np.flatnonzero(of_class > threshold)
-        kept, decayed = soft_nms(boxes[passed], of_class[passed], threshold, sigma, top_k)
+        kept, decayed = soft_nms(
+            boxes[passed], of_class[passed], threshold, sigma, top_k
+        )
         rows.append(passed[kept])
         values.append(decayed)
         labels.append(np.full(len(kept), label, np.int64))
