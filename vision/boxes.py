@@ -59,15 +59,10 @@ def encode(corners: np.ndarray, priors: np.ndarray, variances: Variances) -> np.
     return np.concatenate([center, size], axis=-1)
 
 
-def decode(
-    locations: np.ndarray, priors: np.ndarray, variances: Variances
-) -> np.ndarray:
+def decode(locations: np.ndarray, priors: np.ndarray, variances: Variances) -> np.ndarray:
     """The inverse of `encode`: locations (..., 4) at priors (..., 4; centres) -> corners (..., 4)."""
     center = locations[..., :2] * variances[0] * priors[..., 2:] + priors[..., :2]
-    size = (
-        np.exp(np.minimum(locations[..., 2:] * variances[1], LARGEST_LOG_RATIO))
-        * priors[..., 2:]
-    )
+    size = np.exp(np.minimum(locations[..., 2:] * variances[1], LARGEST_LOG_RATIO)) * priors[..., 2:]
     return centers_to_corners(np.concatenate([center, size], axis=-1))
 
 
@@ -206,9 +201,7 @@ def select(
             np.zeros(0, np.int64),
         )
     if method == "soft":
-        rows, kept_scores, labels = _select_soft(
-            foreground, boxes, threshold, top_k, sigma
-        )
+        rows, kept_scores, labels = _select_soft(foreground, boxes, threshold, top_k, sigma)
     elif method == "hard":
         rows, kept_scores, labels = _select_hard(
             foreground, boxes, threshold, iou_threshold, top_k, candidate_size
@@ -235,9 +228,7 @@ def _select_hard(
     length = int(min(counts.max(), candidate_size))
     if length < scores.shape[1]:
         rows = np.argpartition(-scores, length - 1, axis=1)[:, :length]
-        rows.sort(
-            axis=1
-        )  # so that the stable sort below leaves equal scores in prior order
+        rows.sort(axis=1)  # so that the stable sort below leaves equal scores in prior order
     else:
         rows = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
     values = np.take_along_axis(scores, rows, axis=1)
@@ -260,9 +251,7 @@ def _select_soft(
     rows, values, labels = [], [], []
     for label, of_class in enumerate(scores, start=1):
         passed = np.flatnonzero(of_class > threshold)
-        kept, decayed = soft_nms(
-            boxes[passed], of_class[passed], threshold, sigma, top_k
-        )
+        kept, decayed = soft_nms(boxes[passed], of_class[passed], threshold, sigma, top_k)
         rows.append(passed[kept])
         values.append(decayed)
         labels.append(np.full(len(kept), label, np.int64))

@@ -128,24 +128,18 @@ class NetSpec:
     def __post_init__(self) -> None:
         maps = len(self.taps) + len(self.extras)
         if maps != len(self.priors):
-            raise ValueError(
-                f"{self.name}: {maps} source maps but {len(self.priors)} prior layers"
-            )
+            raise ValueError(f"{self.name}: {maps} source maps but {len(self.priors)} prior layers")
 
     @property
     def source_channels(self) -> Tuple[int, ...]:
         """Channels of every source map, in prior order."""
-        return tuple(tap.channels for tap in self.taps) + tuple(
-            extra.out for extra in self.extras
-        )
+        return tuple(tap.channels for tap in self.taps) + tuple(extra.out for extra in self.extras)
 
 
 # --- priors -------------------------------------------------------------------------------------------------
 
 
-def layer_priors(
-    layer: PriorLayer, cells: FeatureSize, size: Tuple[int, int]
-) -> np.ndarray:
+def layer_priors(layer: PriorLayer, cells: FeatureSize, size: Tuple[int, int]) -> np.ndarray:
     """Priors of one map for an input of `size` (height, width) pixels.
 
     Returns float64 (rows * columns * per_cell, 4), centre form, fractions, not clamped, ordered by row,
@@ -253,7 +247,5 @@ def net_spec(name: str, **options: Any) -> NetSpec:
     known = net_options(name)
     for key in options:
         if key not in known:
-            raise UserError(
-                f"{name} has no option {key!r}; its options: {', '.join(known) or 'none'}"
-            )
+            raise UserError(f"{name} has no option {key!r}; its options: {', '.join(known) or 'none'}")
     return _FACTORIES[name](**options)

@@ -56,7 +56,9 @@ class Sample:
     def __post_init__(self) -> None:
         count = len(self.labels)
         if self.boxes.shape != (count, 4) or self.boxes.dtype != np.float32:
-            raise ValueError(f"{self.id}: boxes are {self.boxes.dtype} {self.boxes.shape}, not float32 ({count}, 4)")
+            raise ValueError(
+                f"{self.id}: boxes are {self.boxes.dtype} {self.boxes.shape}, not float32 ({count}, 4)"
+            )
         if not (len(self.difficult) == len(self.group) == count):
             raise ValueError(f"{self.id}: flags do not match the {count} labels")
 

@@ -1,0 +1,1 @@
+"""How good detections are: VOC and COCO mAP, and the report. Numpy only."""

@@ -1,0 +1,101 @@
+"""Which prior learns which object: the SSD rule for a whole batch, on whatever device holds it."""
+
+from typing import Tuple
+
+import torch
+from torch import Tensor
+
+
+def centers_to_corners(boxes: Tensor) -> Tensor:
+    """(..., 4) centres -> (..., 4) corners."""
+    center, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([center - half, center + half], dim=-1)
+
+
+def corners_to_centers(boxes: Tensor) -> Tensor:
+    """(..., 4) corners -> (..., 4) centres."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([(low + high) / 2, high - low], dim=-1)
+
+
+def area(boxes: Tensor) -> Tensor:
+    """Area of (..., 4) corner boxes; an inverted box has none."""
+    sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
+    return sides[..., 0] * sides[..., 1]
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of corner boxes (..., N, 4) and (..., M, 4) -> (..., N, M); 0 where both are without area."""
+    low = torch.maximum(a[..., :, None, :2], b[..., None, :, :2])
+    high = torch.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
+    sides = (high - low).clamp(min=0)
+    inter = sides[..., 0] * sides[..., 1]
+    union = area(a)[..., :, None] + area(b)[..., None, :] - inter
+    return inter / union.clamp(min=torch.finfo(union.dtype).tiny)
+
+
+def encode(corners: Tensor, priors: Tensor, variances: Tuple[float, float]) -> Tensor:
+    """What the net must predict for corner boxes (..., P, 4) at centre-form priors (P, 4) (SSD, eq. 2)."""
+    boxes = corners_to_centers(corners)
+    center = (boxes[..., :2] - priors[..., :2]) / priors[..., 2:] / variances[0]
+    size = torch.log(boxes[..., 2:] / priors[..., 2:]) / variances[1]
+    return torch.cat([center, size], dim=-1)
+
+
+def assign(
+    boxes: Tensor, labels: Tensor, priors: Tensor, iou_threshold: float = 0.5
+) -> Tuple[Tensor, Tensor]:
+    """Give every prior its object (SSD, arXiv 1512.02325, section 2.2, "Matching strategy").
+
+    A prior takes the object with which its IoU is highest, if that reaches the threshold; then every object
+    takes its own best prior, whatever the IoU. Equal IoUs go to the lower number; where two objects share
+    their best prior, the later one has it.
+
+    Args:
+        boxes: float (N, G, 4), corners, fractions; padded.
+        labels: int64 (N, G), 1..C-1, or 0 for padding. A box without area counts as padding.
+        priors: (P, 4), centres, fractions.
+        iou_threshold: of a positive prior.
+
+    Returns: labels int64 (N, P), 0 for the background, and the number of the object that each prior points
+    at, int64 (N, P) (meaningless for the background).
+    """
+    images, objects = labels.shape
+    if objects == 0:
+        nothing = labels.new_zeros(images, len(priors))
+        return nothing, nothing
+    real = (labels > 0) & (area(boxes) > 0)
+    overlaps = iou(centers_to_corners(priors), boxes)  # (N, P, G)
+    overlaps = overlaps.masked_fill(~real[:, None, :], -1.0)
+    best_overlap, best_object = overlaps.max(dim=2)
+
+    # amax over the objects' numbers says "the later object wins" without a loop.
+    best_prior = overlaps.argmax(dim=1)  # (N, G)
+    numbers = torch.arange(objects, device=labels.device).expand(images, -1)
+    forced = torch.full_like(best_object, -1)
+    forced.scatter_reduce_(1, best_prior, torch.where(real, numbers, -1), "amax")
+
+    target = torch.where(forced >= 0, forced, best_object)
+    positive = (forced >= 0) | (best_overlap >= iou_threshold)
+    return torch.where(positive, labels.gather(1, target), 0), target
+
+
+def match(
+    boxes: Tensor,
+    labels: Tensor,
+    priors: Tensor,
+    variances: Tuple[float, float],
+    iou_threshold: float = 0.5,
+) -> Tuple[Tensor, Tensor]:
+    """Training targets for a batch: labels int64 (N, P) and encoded locations (N, P, 4).
+
+    Arguments as in `assign`. Locations of background priors are zero.
+    """
+    prior_labels, target = assign(boxes, labels, priors, iou_threshold)
+    if labels.shape[1] == 0:
+        return prior_labels, boxes.new_zeros(*prior_labels.shape, 4)
+    matched = boxes.gather(1, target[..., None].expand(-1, -1, 4))
+    # Background priors may point at padding, whose logarithm is -inf: give them their own prior instead.
+    positive = (prior_labels > 0)[..., None]
+    matched = torch.where(positive, matched, centers_to_corners(priors))
+    return prior_labels, torch.where(positive, encode(matched, priors, variances), 0.0)
