@@ -143,7 +143,7 @@ def parse_given(
 def parse(
     options: Type[Options], argv: Optional[Sequence[str]], description: str, epilog: str = ""
 ) -> Options:
-    """An instance of the dataclass from a command line (None: this process's)."""
+    """An instance of the dataclass."""
     return options(**parse_given(options, argv, description, epilog))
 
 
