@@ -142,7 +142,7 @@ class Detector:
         The aspect ratio is not kept: nets are trained on images stretched to their input, as in the original.
         """
         height, width = self.input.size
-        mean, std = np.float32(self.input.mean), np.float32(self.input.std)
+        mean, std = np.array(self.input.mean, np.float32), np.array(self.input.std, np.float32)
         blob = np.empty((len(images), 3, height, width), np.float32)
         for planes, image in zip(blob, images):
             # On uint8, as in training: OpenCV rounds it in fixed point, floats would come out otherwise.
@@ -198,7 +198,9 @@ class Detector:
                 sigma=sigma,
             )
             height, width = (int(side) for side in size)
-            corners = box_math.clip(corners * np.float32([width, height, width, height]), (height, width))
+            corners = box_math.clip(
+                corners * np.array([width, height, width, height], np.float32), (height, width)
+            )
             inside = np.flatnonzero(box_math.area(corners) > 0)
             if max_detections >= 0:
                 inside = inside[:max_detections]
