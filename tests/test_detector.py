@@ -224,10 +224,15 @@ def test_settings_out_of_range(settings, message):
     [
         ([[1, 0]], [[0, 0, 1, 1]], "scores 2 classes .* but 3 names"),
         ([[1, np.nan, 0]], [[0, 0, 1, 1]], "NaN or infinite"),
-        ([[1, 0, 0]], [[0, 0, np.inf, 1]], "NaN or infinite"),
+        ([[0, 1, 0]], [[0, 0, np.inf, 1]], "NaN or infinite"),
         ([[1, 0, 0], [1, 0, 0]], [[0, 0, 1, 1]], "expected"),
     ],
 )
 def test_broken_nets_are_named(scores, boxes, message):
     with pytest.raises(UserError, match="stub: .*" + message):
         detector(scores, boxes).detect(GREY)
+
+
+def test_an_infinite_box_that_nobody_sees_does_no_harm():
+    found = detector([[1, 0, 0], [0, 1, 0]], [[0, 0, np.inf, 1], [0, 0, 1, 1]]).detect(GREY)
+    assert found.boxes.tolist() == [[0, 0, 8, 6]]

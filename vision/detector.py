@@ -15,6 +15,8 @@ Run = Callable[[np.ndarray], Tuple[np.ndarray, np.ndarray]]
 
 NMS_METHODS = ("hard", "soft")
 
+BROKEN = "In half precision: try full precision. Otherwise the weights are damaged."
+
 
 @dataclass(frozen=True)
 class Detections:
@@ -185,6 +187,7 @@ class Detector:
         _check_settings(threshold, iou_threshold, nms_method, sigma)
         scores, boxes = np.asarray(scores, np.float32), np.asarray(boxes, np.float32)
         self._check_output(scores, boxes, len(sizes))
+        boxes = self._finite_boxes(scores, boxes, threshold)
         found = []
         for image_scores, image_boxes, size in zip(scores, boxes, sizes):
             corners, kept, labels = box_math.select(
@@ -221,11 +224,17 @@ class Detector:
                 f"{len(self.classes)} names are given: {', '.join(self.classes)}. "
                 "Use the label file that was written when this net was trained."
             )
-        if not (np.isfinite(scores).all() and np.isfinite(boxes).all()):
-            raise UserError(
-                f"{self.name}: the net gave NaN or infinite numbers. In half precision: try full precision; "
-                "otherwise the weights are damaged."
-            )
+        if not np.isfinite(scores).all():
+            raise UserError(f"{self.name}: the scores hold NaN or infinite numbers. {BROKEN}")
+
+    def _finite_boxes(self, scores: np.ndarray, boxes: np.ndarray, threshold: float) -> np.ndarray:
+        """Boxes where the infinite ones of priors that nobody will see are empty boxes instead."""
+        broken = ~np.isfinite(boxes).all(axis=-1)
+        if not broken.any():
+            return boxes
+        if (scores[broken][:, 1:] > threshold).any():
+            raise UserError(f"{self.name}: the boxes hold NaN or infinite numbers. {BROKEN}")
+        return np.where(broken[..., None], np.float32(0), boxes)
 
 
 def _check_settings(threshold: float, iou_threshold: float, nms_method: str, sigma: float) -> None:

@@ -25,7 +25,7 @@ SIZES = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**
 """Smallest and largest area in pixels. A sample has no outline, so the area is that of its box."""
 
 # So many comparisons of a detection with an object are held at once (times 40 for sizes and thresholds).
-PAIRS_AT_ONCE = 200_000
+PAIRS_AT_ONCE = 20_000
 
 
 class _Group(NamedTuple):
