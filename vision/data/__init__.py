@@ -1,1 +1,184 @@
 """Data sets: reading, checking and augmenting them. Numpy and OpenCV only."""
+
+import logging
+import os
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+import numpy as np
+
+from vision.data.labels import read_labels, suggest, with_background
+from vision.data.sample import Dataset, Finding, Sample
+from vision.data.voc import is_voc, read_voc
+from vision.errors import UserError
+
+__all__ = ["Dataset", "Finding", "Sample", "open_dataset", "summary"]
+
+logger = logging.getLogger(__name__)
+
+PathLike = Union[str, Path]
+
+
+class Format(NamedTuple):
+    """A layout of data sets: how users call it, how to know it, how to read it.
+
+    `read(root, split, classes, seed)` gives a Dataset; classes None means those of the root itself.
+    """
+
+    name: str
+    recognises: Callable[[Path], bool]
+    read: Callable[[Path, str, Optional[Sequence[str]], int], Dataset]
+
+
+FORMATS: Tuple[Format, ...] = (Format("voc", is_voc, read_voc),)
+"""A new format is one line here."""
+
+NOTES = frozenset({"exif-rotated", "random-split", "shared-split"})
+"""Findings that tell of a decision and not of a fault: `strict` lets them pass."""
+
+SHOWN = 3
+"""Findings of each code that a summary names."""
+
+LISTED = 50
+"""Findings that an error lists."""
+
+
+def _format_of(root: Path, dataset_type: str) -> Format:
+    """The format that a user named, or that a folder shows. Raises UserError."""
+    names = [known.name for known in FORMATS]
+    wanted = dataset_type.strip().lower().replace("-", "_")
+    if wanted != "auto":
+        for known in FORMATS:
+            if known.name == wanted:
+                return known
+        raise UserError(
+            f"data set type {dataset_type!r} is not known{suggest(wanted, names)}; known: auto, {', '.join(names)}"
+        )
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder")
+    for known in FORMATS:
+        if known.recognises(root):
+            return known
+    # Let the reader of the first format say what it misses; its message names the folders.
+    return FORMATS[0]
+
+
+def _union(lists: Sequence[Tuple[str, ...]]) -> Tuple[str, ...]:
+    """One numbering for several roots: their own when they agree, else all names sorted.
+
+    It depends neither on the order of the roots nor on which of them is tested on.
+    """
+    if all(classes == lists[0] for classes in lists):
+        return lists[0]
+    return with_background(sorted({name for classes in lists for name in classes[1:]}))
+
+
+def _renumber(dataset: Dataset, classes: Tuple[str, ...]) -> List[Sample]:
+    """The samples of a data set under another numbering that holds all its classes."""
+    number = np.array([classes.index(name) for name in dataset.classes], np.int64)
+    return [replace(sample, labels=number[sample.labels]) for sample in dataset.samples]
+
+
+def _tell_apart(roots: Sequence[Path], parts: Sequence[List[Sample]]) -> List[Sample]:
+    """All samples, with the root's path in front of ids that occur in more than one."""
+    counts = Counter(sample.id for part in parts for sample in part)
+    above = os.path.commonpath([str(root.resolve().parent) for root in roots])
+    samples = []
+    for root, part in zip(roots, parts):
+        name = os.path.relpath(str(root.resolve()), above).replace(os.sep, "/")
+        for sample in part:
+            clash = counts[sample.id] > 1
+            samples.append(replace(sample, id=f"{name}/{sample.id}") if clash else sample)
+    return samples
+
+
+def _refuse(findings: Sequence[Finding]) -> None:
+    """Raise UserError when there is a fault among the findings."""
+    faults = [finding for finding in findings if finding.code not in NOTES]
+    if faults:
+        lines = [str(fault) for fault in faults[:LISTED]]
+        if len(faults) > LISTED:
+            lines.append(f"... and {len(faults) - LISTED} more")
+        head = f"{len(faults)} fault{'s' * (len(faults) > 1)} in the data, and --strict lets none pass:"
+        raise UserError("\n  ".join([head] + lines))
+
+
+def open_dataset(
+    roots: Union[PathLike, Sequence[PathLike]],
+    split: str,
+    dataset_type: str = "auto",
+    labels: Union[PathLike, Sequence[str], None] = None,
+    strict: bool = False,
+    seed: int = 0,
+) -> Dataset:
+    """Read a split of one or more roots as one data set.
+
+    Args:
+        roots: one folder or several.
+        split: "train", "test", or what the format knows beyond these.
+        dataset_type: "auto" or the name of a format, in any case.
+        labels: a label file, or class names; None for the classes of the roots. Several roots are joined by
+            name: their own order when they agree on it, else sorted.
+        strict: refuse data with any finding but notes (see NOTES).
+        seed: of splits that have to be drawn.
+
+    Raises UserError for a missing or unknown root, for a split without a single sample, for data without a
+    single class, and in strict mode for any fault, naming them.
+    """
+    several = [roots] if isinstance(roots, (str, Path)) else list(roots)
+    paths = [Path(root).expanduser() for root in several]
+    if not paths:
+        raise UserError("no data set given")
+    repeated = [path for path, count in Counter(path.resolve() for path in paths).items() if count > 1]
+    if repeated:
+        raise UserError(f"{repeated[0]}: given twice")
+    given: Optional[Tuple[str, ...]] = None
+    if labels is not None:
+        given = read_labels(labels) if isinstance(labels, (str, Path)) else with_background(list(labels))
+
+    parts = [_format_of(path, dataset_type).read(path, split, given, seed) for path in paths]
+    classes = _union([part.classes for part in parts])
+    dataset = Dataset(
+        name=" + ".join(part.name for part in parts),
+        classes=classes,
+        samples=_tell_apart(paths, [_renumber(part, classes) for part in parts]),
+        findings=[finding for part in parts for finding in part.findings],
+    )
+    if strict:
+        _refuse(dataset.findings)
+    if not dataset.samples:
+        raise UserError(f"{dataset.name}: not one usable image\n{summary(dataset)}")
+    if len(classes) < 2:
+        raise UserError(
+            f"{dataset.name}: the annotations hold no object, so there is no class; give a label file"
+        )
+    return dataset
+
+
+def summary(dataset: Dataset) -> str:
+    """Images, negatives, objects of each class, and the findings by code, for people to read."""
+    negatives = sum(len(sample.labels) == 0 for sample in dataset.samples)
+    difficult = sum(int(sample.difficult.sum()) for sample in dataset.samples)
+    lines = [
+        f"{dataset.name}: {len(dataset)} images, {negatives} of them without objects; "
+        f"{dataset.num_objects} objects, {difficult} of them difficult"
+    ]
+    counts = np.zeros(len(dataset.classes), np.int64)
+    images = np.zeros(len(dataset.classes), np.int64)
+    for sample in dataset.samples:
+        np.add.at(counts, sample.labels, 1)
+        images[np.unique(sample.labels)] += 1
+    width = max([len(name) for name in dataset.classes[1:]] + [0])
+    for name, count, seen in list(zip(dataset.classes, counts, images))[1:]:
+        nothing = "" if count else "   <- no object in this split"
+        lines.append(f"  {name:{width}}  {count:6d} in {seen} images{nothing}")
+    codes = Counter(finding.code for finding in dataset.findings)
+    for code, number in codes.most_common():
+        lines.append(f"  {number} x {code}")
+        named = [finding for finding in dataset.findings if finding.code == code]
+        lines += [f"      {finding}" for finding in named[:SHOWN]]
+        if number > SHOWN:
+            lines.append(f"      ... and {number - SHOWN} more")
+    return "\n".join(lines)

@@ -1,0 +1,490 @@
+"""Data sets in the layout of PASCAL VOC: JPEGImages, Annotations (one XML for each image), ImageSets/Main.
+
+What is wrong in a data set becomes a `Finding` with the file, the object, the value and what was done. The rules:
+
+=================  ===============================================================================  ===========
+code               what                                                                             done
+=================  ===============================================================================  ===========
+missing-annotation no XML for an image of the split; it is not taken as an image without objects    dropped
+bad-xml            malformed, not a VOC annotation                                                  dropped
+unsafe-xml         has a DOCTYPE or ENTITY declaration (VOC needs none; entities can blow up)       dropped
+missing-image      no image file for an annotation                                                  dropped
+unreadable-image   empty, not an image                                                              dropped
+truncated-image    the file stops early (OpenCV would fill it with grey, silently)                  dropped
+several-images     more than one file fits                                                          one taken
+duplicate-id       a line occurs twice in the split file                                            dropped
+size-mismatch      the XML's width x height is not the file's: with the same aspect ratio the       boxes scaled
+                   boxes are scaled to the file; otherwise they are taken in the file's pixels      or kept
+exif-rotated       the XML fits the photograph turned upright by EXIF: it is turned on reading      (a note)
+no-name, no-box    an object without <name>, or without the four corners                            dropped
+bad-number         a corner is no number, NaN, infinite or beyond a million                         dropped
+fraction-box       corners between 0 and 1: fractions where VOC wants pixels                        dropped
+unknown-class      a name that is not among the classes                                             dropped
+inverted-box       min and max exchanged: swapped when both corners lie in the image, else          swapped or
+                                                                                                    dropped
+outside-box        wholly outside the image                                                         dropped
+clipped-box        partly outside, by more than one pixel (less is clipped in silence)              clipped
+empty-box          narrower or lower than one pixel after clipping                                  dropped
+random-split       no ImageSets: images are split 80/20 by a hash of seed and name                  (a note)
+shared-split       training and test read the same default.txt                                      (a note)
+=================  ===============================================================================  ===========
+
+An XML without objects is an image without objects: kept, as a negative. A missing <difficult> is 0.
+Corners are shifted by -1 from VOC's 1-based pixels.
+"""
+
+import hashlib
+import logging
+import math
+import os
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path, PureWindowsPath
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+import numpy as np
+
+from vision.data.images import SUFFIXES, BrokenFileError, Header, Size, check_image, split_suffix
+from vision.data.labels import read_labels, read_text, suggest, with_background
+from vision.data.sample import Dataset, Finding, Sample
+from vision.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+PathLike = Union[str, Path]
+
+TEST_SHARE = 0.2
+LARGEST_NUMBER = 1e6
+SMALLEST_SIDE = 1.0
+"""Pixels; a box below this teaches nothing."""
+
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+class _Object(NamedTuple):
+    """One <object> as text: nothing is checked yet."""
+
+    name: str
+    corners: Tuple[str, ...]
+    difficult: bool
+
+
+class _Annotation(NamedTuple):
+    """One XML file as text and numbers: nothing is checked yet."""
+
+    filename: str
+    size: Optional[Size]
+    objects: List[_Object]
+
+
+# --- the XML of one image -----------------------------------------------------------------------------------
+
+
+def _text(element: ElementTree.Element, path: str) -> str:
+    return (element.findtext(path) or "").strip()
+
+
+def _number(text: str) -> float:
+    """A number as written, NaN for anything else."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _parse(raw: bytes) -> _Annotation:
+    """One annotation. Raises BrokenFileError for a file that is no VOC annotation."""
+    # The parser would expand entities, and a kilobyte of them can fill the memory. (UTF-16 has a zero in
+    # every other byte of these words.)
+    if re.search(rb"<!(DOCTYPE|ENTITY)", raw.replace(b"\0", b"")):
+        raise BrokenFileError("unsafe-xml", "it declares a DOCTYPE or ENTITY; delete the declaration")
+    try:
+        root = ElementTree.fromstring(raw)
+    except ElementTree.ParseError as error:
+        raise BrokenFileError("bad-xml", str(error).split(":")[0], f"line {error.position[0]}") from error
+    except (ValueError, LookupError) as error:  # an encoding that Python does not know
+        raise BrokenFileError("bad-xml", str(error), "line 1") from error
+    if root.tag != "annotation":
+        raise BrokenFileError("bad-xml", f"the outer element is <{root.tag}>, not <annotation>", "line 1")
+
+    objects = []
+    for element in root.findall("object"):
+        box = element.find("bndbox")
+        corners = () if box is None else tuple(_text(box, corner) for corner in _CORNERS)
+        objects.append(_Object(_text(element, "name"), corners, _number(_text(element, "difficult")) > 0))
+    height, width = _number(_text(root, "size/height")), _number(_text(root, "size/width"))
+    known = 1 <= height <= LARGEST_NUMBER and 1 <= width <= LARGEST_NUMBER
+    size = (int(height), int(width)) if known else None  # many tools write 0 x 0: it says nothing
+    return _Annotation(_text(root, "filename"), size, objects)
+
+
+# --- objects to boxes ---------------------------------------------------------------------------------------
+
+
+class _Verdict(NamedTuple):
+    """A corner box in pixels, or why there is none; `code` is empty when there is nothing to say."""
+
+    box: Optional[Tuple[float, float, float, float]]
+    code: str = ""
+    action: str = "dropped"
+
+
+def _judge(corners: Sequence[str], size: Size, scale: Tuple[float, float]) -> _Verdict:
+    """The box of one object by the rules at the head of this file.
+
+    Args:
+        corners: xmin, ymin, xmax, ymax as written: 1-based pixels of the declared size.
+        size: (height, width) of the image as it will be read.
+        scale: (x, y) from declared to real pixels.
+    """
+    if len(corners) != 4 or not all(corners):
+        return _Verdict(None, "no-box")
+    values = [_number(corner) for corner in corners]
+    if not all(abs(value) <= LARGEST_NUMBER for value in values):  # False for NaN
+        return _Verdict(None, "bad-number")
+    if all(0 <= value <= 1 for value in values) and any(value % 1 for value in values):
+        return _Verdict(None, "fraction-box", "dropped; VOC boxes are in pixels")
+
+    height, width = size
+    x1, y1, x2, y2 = ((value - 1) * scale[i % 2] for i, value in enumerate(values))
+    code, action = "", ""
+    if x1 > x2 or y1 > y2:
+        inside = all(-1 <= x <= width for x in (x1, x2)) and all(-1 <= y <= height for y in (y1, y2))
+        if not inside:
+            return _Verdict(None, "inverted-box")
+        x1, x2, y1, y2 = min(x1, x2), max(x1, x2), min(y1, y2), max(y1, y2)
+        code, action = "inverted-box", "corners swapped"
+    if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
+        # A box without area on the border is empty rather than outside.
+        degenerate = min(x2 - x1, y2 - y1) < SMALLEST_SIDE
+        return _Verdict(None, "empty-box" if degenerate else "outside-box")
+    if x1 < -1 or y1 < -1 or x2 > width or y2 > height:
+        code, action = "clipped-box", "clipped to the image"
+    x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
+    if min(x2 - x1, y2 - y1) < SMALLEST_SIDE:
+        return _Verdict(None, "empty-box")
+    return _Verdict((x1, y1, x2, y2), code, action)
+
+
+def _declared_scale(declared: Optional[Size], real: Size) -> Tuple[Tuple[float, float], str]:
+    """(x, y) factors from declared to real pixels, and what to say about them ("" when the sizes agree)."""
+    if declared is None or declared == real:
+        return (1.0, 1.0), ""
+    y, x = real[0] / declared[0], real[1] / declared[1]
+    if abs(y / x - 1) <= 0.01:
+        return (x, y), f"boxes scaled by {(x * y) ** 0.5:.4g}"
+    return (1.0, 1.0), "boxes taken as pixels of the file"
+
+
+class _Reader:
+    """Turns the annotations of one root into samples and collects the findings."""
+
+    def __init__(self, root: Path, classes: Tuple[str, ...]) -> None:
+        self.classes = classes
+        self.number = {name: number for number, name in enumerate(classes)}
+        self.images = _list_images(root / "JPEGImages")
+        self.folder = root / "JPEGImages"
+        self.findings: List[Finding] = []
+
+    def report(self, code: str, file: Path, where: str, value: str, action: str) -> None:
+        self.findings.append(Finding(code, str(file), where, value, action))
+
+    def find_image(self, stem: str, annotation: _Annotation, xml: Path) -> Optional[Path]:
+        """The image of an annotation: the file with its name, else the one that <filename> tells."""
+        names = self.images.get(stem, [])
+        told = PureWindowsPath(annotation.filename).name  # splits at both kinds of slash
+        if not names and told:
+            names = [name for name in self.images.get(Path(told).stem, []) if Path(name).name == told]
+            names = names or self.images.get(Path(told).stem, [])
+        if not names:
+            action = f"dropped; looked in {self.folder} for {stem} with {' '.join(SUFFIXES)} in any case"
+            self.report("missing-image", xml, "", f"<filename> {told}" if told else "", action)
+            return None
+        chosen = next((name for name in names if Path(name).name == told), names[0])
+        if len(names) > 1:
+            self.report("several-images", xml, "", ", ".join(names), f"{chosen} taken")
+        return self.folder / chosen
+
+    def size_of(self, header: Header, annotation: _Annotation, xml: Path) -> Tuple[Size, Tuple[float, float]]:
+        """(height, width) of the image as it will be read, and the factors that boxes need."""
+        declared = annotation.size
+        if declared is not None and header.must_turn(declared):
+            text = (
+                f"stored as {header.size[1]} x {header.size[0]}, annotated as {declared[1]} x {declared[0]}"
+            )
+            self.report("exif-rotated", xml, "", text, "turned upright on reading")
+            return declared, (1.0, 1.0)
+        scale, action = _declared_scale(declared, header.size)
+        if declared is not None and action:
+            text = (
+                f"{declared[1]} x {declared[0]} in the XML, {header.size[1]} x {header.size[0]} in the file"
+            )
+            self.report("size-mismatch", xml, "", text, action)
+        return header.size, scale
+
+    def objects_of(
+        self, annotation: _Annotation, size: Size, scale: Tuple[float, float], xml: Path
+    ) -> Tuple[List[Tuple[float, ...]], List[int], List[bool]]:
+        """Boxes, labels and difficult flags of the objects that stand the rules."""
+        boxes: List[Tuple[float, ...]] = []
+        labels: List[int] = []
+        difficult: List[bool] = []
+        for position, thing in enumerate(annotation.objects, start=1):
+            where = f"object {position} ({thing.name})" if thing.name else f"object {position}"
+            if not thing.name:
+                self.report("no-name", xml, where, "", "dropped")
+                continue
+            label = self.number.get(thing.name, 0)
+            if not label:
+                action = "dropped" + suggest(thing.name, self.classes)
+                self.report("unknown-class", xml, where, thing.name, action)
+                continue
+            verdict = _judge(thing.corners, size, scale)
+            if verdict.code:
+                value = " ".join(f"{k}={v or '?'}" for k, v in zip(_CORNERS, thing.corners))
+                self.report(verdict.code, xml, where, value or "no <bndbox>", verdict.action)
+            if verdict.box is not None:
+                boxes.append(verdict.box)
+                labels.append(label)
+                difficult.append(thing.difficult)
+        return boxes, labels, difficult
+
+    def read(self, stem: str, annotation: _Annotation, xml: Path) -> Optional[Sample]:
+        """One sample, or None when its image is of no use."""
+        path = self.find_image(stem, annotation, xml)
+        if path is None:
+            return None
+        try:
+            header = check_image(path)
+        except BrokenFileError as broken:
+            self.report(broken.code, path, "", broken.reason, "dropped")
+            return None
+        size, scale = self.size_of(header, annotation, xml)
+        boxes, labels, difficult = self.objects_of(annotation, size, scale, xml)
+        return Sample(
+            id=stem,
+            path=path,
+            boxes=np.array(boxes, np.float32).reshape(-1, 4),
+            labels=np.array(labels, np.int64),
+            difficult=np.array(difficult, bool),
+            group=np.zeros(len(labels), bool),
+            size=size,
+        )
+
+
+# --- folders and split files --------------------------------------------------------------------------------
+
+
+def _walk(folder: Path) -> List[str]:
+    """Paths below a folder, with forward slashes, sorted: one listing for each folder, no look at a file."""
+    found = []
+    for place, _, names in os.walk(str(folder)):
+        inside = os.path.relpath(place, str(folder)).replace(os.sep, "/")
+        found += [name if inside == "." else f"{inside}/{name}" for name in names]
+    return sorted(found)
+
+
+def _list_images(folder: Path) -> Dict[str, List[str]]:
+    """Stem (below the folder) -> image files with that stem, in the order of SUFFIXES."""
+    found: Dict[str, List[str]] = {}
+    for name in _walk(folder):
+        stem, suffix = split_suffix(name)
+        if suffix.lower() in SUFFIXES:
+            found.setdefault(stem, []).append(name)
+    for names in found.values():
+        names.sort(key=lambda name: SUFFIXES.index(split_suffix(name)[1].lower()))
+    return found
+
+
+def _list_annotations(folder: Path) -> Dict[str, Path]:
+    """Stem (below the folder) -> XML file."""
+    names = (split_suffix(name) for name in _walk(folder))
+    return {stem: folder / (stem + suffix) for stem, suffix in names if suffix.lower() == ".xml"}
+
+
+def is_voc(root: PathLike) -> bool:
+    """Whether a folder looks like a VOC tree."""
+    return (Path(root) / "Annotations").is_dir()
+
+
+def _check_root(root: Path) -> None:
+    """Raise UserError unless the folders of a VOC tree are there."""
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder")
+    missing = [name for name in ("Annotations", "JPEGImages") if not (root / name).is_dir()]
+    if missing:
+        inside = sorted(path.name for path in root.iterdir())
+        nested = [name for name in inside if is_voc(root / name)]
+        hint = (
+            f"; did you mean {root / nested[0]}?"
+            if nested
+            else f"; it holds: {', '.join(inside[:8]) or 'nothing'}"
+        )
+        raise UserError(f"{root}: not a VOC tree, it has no folder {' and no folder '.join(missing)}{hint}")
+
+
+def _choose_split(root: Path, split: str) -> Optional[Path]:
+    """The split file for "train", "test" or an explicit name; None when the root has no split files."""
+    folder = root / "ImageSets" / "Main"
+    there = sorted(path.stem for path in folder.glob("*.txt")) if folder.is_dir() else []
+    if not there:
+        return None
+    # With train, val and trainval but no test, val is what is tested on, so trainval would train on the test.
+    held_out_val = "val" in there and "train" in there and "test" not in there
+    train = ["train", "default"] if held_out_val else ["trainval", "train", "default"]
+    wanted = {"train": train, "test": ["test", "val", "default"]}.get(split, [split])
+    for name in wanted:
+        if name in there:
+            return folder / f"{name}.txt"
+    raise UserError(
+        f"{folder}: no split {' or '.join(name + '.txt' for name in wanted)}{suggest(split, there)}; "
+        f"there is {', '.join(name + '.txt' for name in there)}"
+    )
+
+
+def _stem_of(line: str, known: Dict[str, Path]) -> Optional[str]:
+    """The image that a line of a split file names, or None for "not in this class" (a flag of -1).
+
+    A line is a stem, perhaps with blanks in it, perhaps with its image suffix or a folder in front, and in
+    VOC's files for one class followed by 1, 0 or -1.
+    """
+    candidates = [line]
+    flagged = re.match(r"^(.*\S)\s+(-1|0|1)$", line)
+    if flagged and line not in known:
+        if flagged.group(2) == "-1":
+            return None
+        candidates.append(flagged.group(1))
+    for text in candidates:
+        text = text.replace("\\", "/")
+        stem, suffix = split_suffix(text)
+        bare = stem if suffix.lower() in SUFFIXES else text
+        for candidate in (text, bare, bare.rsplit("/", 1)[-1]):
+            if candidate in known:
+                return candidate
+    return candidates[-1]
+
+
+def _read_split(path: Path, known: Dict[str, Path], findings: List[Finding]) -> List[str]:
+    """Stems that a split file lists, each once."""
+    stems: Dict[str, None] = {}
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        stem = _stem_of(line.strip(), known) if line.strip() else None
+        if stem is None:
+            continue
+        if stem in stems:
+            findings.append(Finding("duplicate-id", str(path), f"line {number}", stem, "dropped"))
+        stems[stem] = None
+    return list(stems)
+
+
+def _random_split(root: Path, split: str, stems: Sequence[str], seed: int) -> List[str]:
+    """The training or test part of all images, for a root without split files.
+
+    An image's place depends on the seed and its own name, so new images shuffle none of the old ones about.
+    """
+    if split not in ("train", "trainval", "test", "val"):
+        raise UserError(f"{root}: no ImageSets/Main/{split}.txt; without split files ask for train or test")
+
+    def draw(stem: str) -> bytes:
+        return hashlib.sha256(f"{seed}/{stem}".encode("utf-8", "surrogateescape")).digest()
+
+    count = max(1, round(len(stems) * TEST_SHARE)) if len(stems) > 1 else 0
+    test = set(sorted(stems, key=draw)[:count])
+    wants_test = split in ("test", "val")
+    return [stem for stem in stems if (stem in test) == wants_test]
+
+
+def _stems(root: Path, split: str, known: Dict[str, Path], seed: int, findings: List[Finding]) -> List[str]:
+    """Images of a split, in its order."""
+    path = _choose_split(root, split)
+    if path is None:
+        everything = sorted(set(known) | set(_list_images(root / "JPEGImages")))
+        stems = _random_split(root, split, everything, seed)
+        note = f"{len(stems)} of {len(everything)} images for {split}"
+        findings.append(
+            Finding("random-split", str(root), "", f"no ImageSets/Main, seed {seed}", f"split 80/20: {note}")
+        )
+    else:
+        stems = _read_split(path, known, findings)
+        if path.stem == "default" and split in ("train", "test"):
+            action = "the only split is read for training and for test: results on it are not held out"
+            findings.append(Finding("shared-split", str(path), "", "", action))
+    for finding in findings:
+        if finding.code in ("random-split", "shared-split"):
+            logger.warning("%s", finding)
+    return stems
+
+
+# --- the reader ---------------------------------------------------------------------------------------------
+
+
+def _choose_classes(
+    root: Path, classes: Optional[Sequence[str]], annotations: Dict[str, Union[_Annotation, BrokenFileError]]
+) -> Tuple[str, ...]:
+    """Given ones, else those of labels.txt, else every name in the annotations, sorted. BACKGROUND first."""
+    if classes is not None:
+        return with_background(list(classes))
+    if (root / "labels.txt").is_file():
+        return read_labels(root / "labels.txt")
+    names = {
+        thing.name
+        for annotation in annotations.values()
+        if isinstance(annotation, _Annotation)
+        for thing in annotation.objects
+        if thing.name
+    }
+    return with_background(sorted(names))
+
+
+def _load(path: Path) -> Union[_Annotation, BrokenFileError]:
+    """An annotation, or what is wrong with its file."""
+    try:
+        return _parse(path.read_bytes())
+    except BrokenFileError as broken:
+        return broken
+    except OSError as error:
+        return BrokenFileError("bad-xml", error.strerror or str(error))
+
+
+def read_voc(root: PathLike, split: str, classes: Optional[Sequence[str]] = None, seed: int = 0) -> Dataset:
+    """Read one split of a VOC tree; the rules for what is wrong in it stand at the head of this file.
+
+    Args:
+        root: the folder that holds JPEGImages and Annotations.
+        split: "train" takes ImageSets/Main/trainval.txt, else train.txt, else default.txt (CVAT's); but
+            train.txt before trainval.txt where val.txt has to serve as the test. "test" takes test.txt, else
+            val.txt, else default.txt. Any other name is that file. Without any split file the images are
+            split 80/20.
+        classes: class names (BACKGROUND may be among them), which also number the labels. None: labels.txt in
+            the root, else all names in all annotations of the root, whatever the split, sorted.
+        seed: of the 80/20 split.
+
+    Raises UserError when the folders or the split are not there. An empty result is not an error here.
+    """
+    root = Path(root)
+    _check_root(root)
+    files = _list_annotations(root / "Annotations")
+    findings: List[Finding] = []
+    stems = _stems(root, split, files, seed, findings)
+
+    # The names of a root without labels.txt come from all its annotations: numbering must not hang on the split.
+    everything = classes is None and not (root / "labels.txt").is_file()
+    wanted = sorted(files) if everything else [stem for stem in stems if stem in files]
+    annotations = {stem: _load(files[stem]) for stem in wanted}
+
+    reader = _Reader(root, _choose_classes(root, classes, annotations))
+    reader.findings = findings
+    samples = []
+    for stem in stems:
+        annotation = annotations.get(stem)
+        if annotation is None:
+            place = root / "Annotations" / f"{stem}.xml"
+            action = "dropped; for an image without objects write an XML without <object>"
+            reader.report("missing-annotation", place, "", "", action)
+        elif isinstance(annotation, BrokenFileError):
+            reader.report(annotation.code, files[stem], annotation.where, annotation.reason, "dropped")
+        else:
+            sample = reader.read(stem, annotation, files[stem])
+            if sample is not None:
+                samples.append(sample)
+    return Dataset(f"{root.resolve().name}/{split}", reader.classes, samples, findings)
