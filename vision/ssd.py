@@ -110,7 +110,10 @@ class Deployed(nn.Module):
         self.register_buffer("half_size", size * 0.5, persistent=False)
 
     def forward(self, images: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-        logits, locations = self.net(images)
+        return self.decode(*self.net(images))
+
+    def decode(self, logits: torch.Tensor, locations: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        """What the net gave -> scores (N, P, C) and corner boxes (N, P, 4)."""
         # float32 also under autocast: a box in bfloat16 would be wrong by whole pixels.
         scores = F.softmax(logits.float(), dim=2)
         locations = locations.float()
@@ -142,22 +145,34 @@ def build(name: str, num_classes: int, size: Optional[Size] = None, **options: A
 
 
 def initialise(net: nn.Module, background: Optional[float] = None) -> None:
-    """Initial weights for training from scratch: Xavier-uniform convolutions (Glorot and Bengio 2010, eq. 16),
-    biases 0; norms keep 1 and 0.
+    """Initial weights for training from scratch; biases 0, norms 1 and 0.
 
-    The fans are those of one group. (torch's own Xavier counts the outputs of all groups, which leaves next
-    to nothing of the signal behind a depthwise convolution without BatchNorm.)
+    Convolutions with a BatchNorm behind them, and the predicting ones, are Xavier-uniform (Glorot and Bengio
+    2010, eq. 16). Those with a ReLU only are He-uniform (arXiv 1502.01852, eq. 10): a chain of ReLUs without
+    norms halves the variance at each step under Xavier, and SqueezeNet's last maps would start at 1e-6. A
+    backbone that takes pixels of -128..128 (VGG) keeps Xavier, whose decay brings them to about 1 on the way.
+
+    The fans are those of one group. (torch's own count the outputs of all groups, which leaves next to nothing
+    of the signal behind a depthwise convolution without BatchNorm.)
 
     Args:
         background: the share of BACKGROUND in the first scores. None leaves all classes equal, which is right
             with hard negative mining: it picks three negatives for each positive, whatever the scores. A focal
             loss over all priors needs something like 0.99 (arXiv 1708.02002, section 4.1).
     """
+    xavier = set()
+    if isinstance(net, SSD):
+        xavier = {output_layer(header) for header in [*net.classification_headers, *net.regression_headers]}
+        if max(net.spec.input.std) < 16:
+            xavier |= set(net.base_net.modules())
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
-            fan_out, fan_in = module.weight.shape[0] // module.groups, module.weight.shape[1]
             area = module.kernel_size[0] * module.kernel_size[1]
-            bound = math.sqrt(6.0 / ((fan_in + fan_out) * area))
+            fan_in = module.weight.shape[1] * area
+            fan_out = module.weight.shape[0] // module.groups * area
+            # Only a convolution with a BatchNorm behind it does without a bias.
+            he = module.bias is not None and module not in xavier
+            bound = math.sqrt(6.0 / fan_in) if he else math.sqrt(6.0 / (fan_in + fan_out))
             nn.init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -1,0 +1,96 @@
+"""Matching against the numbers of the original; deliberate differences are stated where they are tested."""
+
+import numpy as np
+import pytest
+import torch
+
+from vision import boxes as B
+from vision.matching import assign, centers_to_corners, corners_to_centers, encode, iou, match
+
+VARIANCES = (0.1, 0.2)
+PRIORS_OF = {"vgg_three": "priors_vgg16", "sq_three": "priors_sq"}
+
+
+@pytest.fixture(scope="module")
+def cases(reference):
+    numbers, boxes = np.load(reference / "matching.npz"), np.load(reference / "boxes.npz")
+    return {
+        str(name): {
+            "priors": torch.tensor(boxes[PRIORS_OF.get(str(name), "priors_mb")]),
+            "boxes": torch.tensor(numbers[f"{name}/gt_boxes"]).float().reshape(1, -1, 4),
+            "labels": torch.tensor(numbers[f"{name}/gt_labels"]).long().reshape(1, -1),
+            **{key: numbers[f"{name}/{key}"] for key in ("target_index", "index", "locations")},
+            "expected": numbers[f"{name}/labels"],
+        }
+        for name in numbers["cases"]
+    }
+
+
+def test_no_objects_give_background():
+    priors = torch.rand(9, 4)
+    for objects in (0, 3):  # none at all, and padding only
+        labels, locations = match(
+            torch.zeros(2, objects, 4), torch.zeros(2, objects).long(), priors, VARIANCES
+        )
+        assert labels.shape == (2, 9) and locations.shape == (2, 9, 4)
+        assert not labels.any() and not locations.any()
+
+
+def test_labels_and_locations_are_the_originals(cases):
+    for name, case in cases.items():
+        labels, locations = match(case["boxes"], case["labels"], case["priors"], VARIANCES)
+        _, target = assign(case["boxes"], case["labels"], case["priors"])
+        labels, target = labels[0].numpy(), target[0].numpy()
+        if name == "degenerate":
+            # The original forces a zero-width box onto prior 0 and gets -inf there; ours never matches it.
+            assert set(np.flatnonzero(labels != case["expected"])) == {0}
+            assert labels[0] == 0 and torch.isfinite(locations).all()
+            continue
+        differing = np.flatnonzero(labels != case["expected"])
+        if name == "sq_three":
+            # One object is as near to two priors, to 7 digits; without the 1e-5 the other one is its best.
+            near = centers_to_corners(case["priors"]).numpy().astype(float)[differing]
+            overlaps = B.iou(near, case["boxes"][0].numpy().astype(float)).max(axis=1)
+            assert len(differing) == 2 and abs(overlaps[0] - overlaps[1]) < 1e-6
+            continue
+        else:
+            assert len(differing) == 0, name
+        assert np.array_equal(target, case["target_index"]), name
+        positive = labels[case["index"]] > 0
+        ours = locations[0].numpy()[case["index"]]
+        assert np.abs(ours - case["locations"])[positive].max() <= 1e-5, name
+        assert not ours[~positive].any()
+
+
+def test_a_batch_is_its_images(cases):
+    """Padding and neighbours in the batch change nothing."""
+    chosen = [case for name, case in cases.items() if name not in PRIORS_OF]
+    longest = max(case["labels"].shape[1] for case in chosen)
+    boxes, labels = torch.zeros(len(chosen), longest, 4), torch.zeros(len(chosen), longest).long()
+    for i, case in enumerate(chosen):
+        count = case["labels"].shape[1]
+        boxes[i, :count], labels[i, :count] = case["boxes"][0], case["labels"][0]
+    together = match(boxes, labels, chosen[0]["priors"], VARIANCES)
+    for i, case in enumerate(chosen):
+        alone = match(case["boxes"], case["labels"], case["priors"], VARIANCES)
+        assert torch.equal(together[0][i], alone[0][0])
+        assert torch.equal(together[1][i], alone[1][0])
+
+
+def test_every_object_has_a_prior():
+    """The forced best prior: also objects that no prior overlaps by half are learnt."""
+    priors = torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5]])
+    tiny = torch.tensor([[[0.70, 0.70, 0.72, 0.72]]])
+    labels, _ = match(tiny, torch.tensor([[7]]), priors, VARIANCES)
+    assert labels.tolist() == [[0, 7]]
+
+
+def test_torch_and_numpy_agree():
+    rng = np.random.default_rng(2)
+    corners = B.centers_to_corners(np.concatenate([rng.random((40, 2)), rng.random((40, 2)) + 0.01], 1))
+    priors = np.concatenate([rng.random((40, 2)), rng.random((40, 2)) + 0.01], 1)
+    a, p = torch.tensor(corners), torch.tensor(priors)
+    assert np.allclose(corners_to_centers(a).numpy(), B.corners_to_centers(corners))
+    assert np.allclose(centers_to_corners(p).numpy(), B.centers_to_corners(priors))
+    assert np.allclose(iou(a, a[:7]).numpy(), B.iou(corners, corners[:7]))
+    assert np.allclose(encode(a, p, VARIANCES).numpy(), B.encode(corners, priors, VARIANCES))

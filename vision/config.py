@@ -1,0 +1,156 @@
+"""Everything a training run can be told. One dataclass: the flags, their help and their checks come from it, and
+every checkpoint stores it, so that `--resume` needs nothing else."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import vision.nets  # noqa: F401  (fills the registry)
+from vision.cli import option
+from vision.errors import UserError
+from vision.spec import InputSpec, canonical_name, net_names, net_options, net_spec, parse_resolution
+
+LAST = "last"
+"""What `--resume` without a value means."""
+
+
+@dataclass
+class TrainConfig:
+    """Options of `train_ssd.py`. Raises UserError for values that make no sense together."""
+
+    # data
+    datasets: List[str] = option(["data"], "one or more data set folders", flags=("--data",), metavar="DIR")
+    validation_dataset: str = option(
+        "", "folder to validate on (default: the test split of --data)", metavar="DIR"
+    )
+    dataset_type: str = option("auto", "voc or open_images; auto looks at the folder")
+    labels: str = option(
+        "", "label file (default: labels.txt of the data, else the names found)", metavar="FILE"
+    )
+    balance_data: bool = option(False, "draw as many images of every class as of the rarest")
+    strict: bool = option(False, "any fault in the data ends the run instead of being mended")
+
+    # net
+    net: str = option("mb1-ssd", f"one of {', '.join(net_names())}")
+    resolution: str = option("", "input size, 300 or WIDTHxHEIGHT (default: the net's own, 300)")
+    mb2_width_mult: float = option(1.0, "width multiplier of mb2-ssd-lite")
+    conv4_3_norm: str = option(
+        "batch", "norm on conv4_3 of vgg16-ssd; published weights fit batch", choices=("batch", "l2")
+    )
+
+    # weights to start from: the first of these that is given
+    resume: str = option(
+        "",
+        "go on with a checkpoint of this script (no value: the last in the folder), or start from a flat one",
+        const=LAST,
+        metavar="FILE",
+    )
+    base_net: str = option("", "weights of the backbone: a file, or `torchvision`", metavar="FILE")
+    pretrained_ssd: str = option(
+        "", "a whole detector; heads are kept for classes of the same name", metavar="FILE"
+    )
+    freeze_base_net: bool = option(False, "do not train the backbone, its batch statistics included")
+    freeze_net: bool = option(False, "train the heads only")
+
+    # optimisation
+    lr: float = option(0.01, "learning rate (the older tools: 0.001 or 0.01)", flags=("--learning-rate",))
+    base_net_lr: Optional[float] = option(None, "of the backbone (default: --lr)")
+    extra_layers_lr: Optional[float] = option(
+        None, "of the layers between backbone and heads (default: --lr)"
+    )
+    momentum: float = option(0.9, "of SGD")
+    weight_decay: float = option(5e-4, "on convolution weights; biases and norms have none")
+    scheduler: str = option("cosine", "learning rate over time", choices=("cosine", "multi-step", "constant"))
+    milestones: str = option("80,100", "epochs at which multi-step falls")
+    gamma: float = option(0.1, "what multi-step multiplies by")
+    t_max: float = option(0.0, "epochs until cosine reaches 0 (default: the whole run)")
+    warmup: int = option(-1, "steps of linear warm-up (-1: 500 or a tenth of the run, whichever is less)")
+    clip_grad: float = option(10.0, "largest gradient norm; 0 for no limit")
+    ema: float = option(
+        0.0, "decay of a moving average of the weights that is validated and saved; 0 for none"
+    )
+    batch_size: int = option(16, "images in a step (the older tools: 32 or 4)")
+    num_epochs: int = option(60, "passes over the data (the older tools: 120 or 30)", flags=("--epochs",))
+    seed: int = option(0, "of the order, the augmentation and fresh weights")
+
+    # machine
+    use_cuda: bool = option(True, "use a GPU when there is one")
+    amp: str = option("auto", "mixed precision", choices=("auto", "off", "bf16", "fp16"))
+    channels_last: str = option("auto", "memory layout", choices=("auto", "on", "off"))
+    num_workers: int = option(2, "processes that read and augment", flags=("--workers",))
+
+    # output
+    checkpoint_folder: str = option("models", "where checkpoints, log and curves go", flags=("--model-dir",))
+    validation_epochs: int = option(1, "validate and save every so many epochs (the older tools: 5 or 1)")
+    validation_mean_ap: bool = option(
+        True, "compute mAP when validating", flags=("--validate-mean-ap", "--validation-mean-ap")
+    )
+    use_2007_metric: bool = option(True, "mAP by the 11-point rule of VOC2007")
+    debug_steps: int = option(100, "log the loss every so many steps")
+    save_samples: str = option("", "write pictures of augmented samples here before training", metavar="DIR")
+
+    def __post_init__(self) -> None:
+        self.net = canonical_name(self.net)
+        for name in ("lr", "batch_size", "num_epochs", "validation_epochs", "debug_steps", "gamma"):
+            self._check(name, getattr(self, name) > 0, "must be above 0")
+        for name in ("momentum", "weight_decay", "num_workers", "t_max", "clip_grad", "seed"):
+            self._check(name, getattr(self, name) >= 0, "must not be below 0")
+        self._check("ema", 0 <= self.ema < 1, "must be at least 0 and below 1")
+        for name in ("base_net_lr", "extra_layers_lr"):
+            value = getattr(self, name)
+            self._check(name, value is None or value >= 0, "must not be below 0")
+        self.spec()
+        self.size()
+        self.milestone_epochs()
+
+    def _check(self, name: str, good: bool, rule: str) -> None:
+        if not good:
+            raise UserError(f"--{name} {getattr(self, name)}: {rule}")
+
+    def net_options(self) -> Dict[str, Any]:
+        """Options of the chosen net that differ from its defaults. A flag meant for another net is refused."""
+        asked = {"width_mult": self.mb2_width_mult, "conv4_3_norm": self.conv4_3_norm}
+        standard = {"width_mult": 1.0, "conv4_3_norm": "batch"}
+        known = net_options(self.net)
+        changed = {name: value for name, value in asked.items() if value != standard[name]}
+        for name, value in changed.items():
+            if name not in known:
+                flag = {"width_mult": "mb2_width_mult"}.get(name, name)
+                raise UserError(f"--{flag} {value} does not apply to {self.net}")
+        return changed
+
+    def spec(self) -> Any:
+        """The NetSpec of this run."""
+        return net_spec(self.net, **self.net_options())
+
+    def size(self) -> Tuple[int, int]:
+        """Input (height, width) in pixels."""
+        return parse_resolution(self.resolution) if self.resolution else self.spec().input.size
+
+    def input(self) -> InputSpec:
+        """Size and normalisation."""
+        height, width = self.size()
+        return dataclasses.replace(self.spec().input, height=height, width=width)
+
+    def milestone_epochs(self) -> Tuple[float, ...]:
+        """`--milestones` as numbers."""
+        try:
+            return tuple(float(part) for part in self.milestones.split(",") if part.strip())
+        except ValueError:
+            raise UserError(f"--milestones {self.milestones!r}: write epochs with commas, 80,100") from None
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes."""
+        return Path(self.checkpoint_folder)
+
+    def to_dict(self) -> Dict[str, Any]:
+        """Plain values, for a checkpoint."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Dict[str, Any]) -> "TrainConfig":
+        """From a checkpoint's values; options that no longer exist are left out."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
