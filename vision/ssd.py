@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import vision.nets  # noqa: F401  (fills the registry)
 from vision.errors import UserError
+from vision.nets.layers import at_least_float32
 from vision.spec import NetSpec, Tap, canonical_name, make_priors, net_options, net_spec
 
 Size = Tuple[int, int]
@@ -115,8 +116,8 @@ class Deployed(nn.Module):
     def decode(self, logits: torch.Tensor, locations: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         """What the net gave -> scores (N, P, C) and corner boxes (N, P, 4)."""
         # float32 also under autocast: a box in bfloat16 would be wrong by whole pixels.
-        scores = F.softmax(logits.float(), dim=2)
-        locations = locations.float()
+        scores = F.softmax(at_least_float32(logits), dim=2)
+        locations = at_least_float32(locations)
         center = locations[:, :, :2] * self.center_scale + self.prior_center
         half = torch.exp(locations[:, :, 2:] * self.size_variance) * self.half_size
         return scores, torch.cat([center - half, center + half], dim=2)

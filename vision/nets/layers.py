@@ -11,6 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """Half precision made float32; anything else as it is, so that an exported graph holds no idle Cast."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 class BatchNorm(nn.BatchNorm2d):
     """BatchNorm2d that also trains on one value per channel; same keys, same numbers otherwise.
 
@@ -39,8 +44,9 @@ class ScaledL2Norm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # x: (N, C, H, W). The sum is float32: squares of a VGG map overflow float16.
-        norm = x.float().pow(2).sum(dim=1, keepdim=True).sqrt().clamp(min=1e-10)
-        return (x.float() / norm * self.scale.view(1, -1, 1, 1)).to(x.dtype)
+        wide = at_least_float32(x)
+        norm = wide.pow(2).sum(dim=1, keepdim=True).sqrt().clamp(min=1e-10)
+        return wide / norm * self.scale.view(1, -1, 1, 1)
 
 
 def conv_bn(
