@@ -155,7 +155,7 @@ class Report:
     def write_csv(self, path: Union[str, Path], threshold: float = 0.5) -> None:
         """Write `rows` as CSV; what is not available stays empty."""
         rows = self.rows(threshold)
-        with open(str(path), "w", newline="", encoding="utf-8") as file:
+        with Path(path).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
