@@ -63,7 +63,7 @@ class Record:
 
 def draw_curves(rows: List[Row], path: Path) -> None:
     """Losses, mAP with the APs of the classes, and the learning rate over the epochs, as a PNG."""
-    from matplotlib.figure import Figure  # noqa: PLC0415  (slow to import; only training needs it)
+    from matplotlib.figure import Figure  # slow to import, and only training needs it
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     losses, precisions, rate = figure.subplots(1, 3)
