@@ -57,7 +57,7 @@ class Header(NamedTuple):
         return declared is not None and declared != self.size and declared == self.upright_size
 
 
-class BrokenFileError(Exception):
+class Broken(Exception):  # noqa: N818 (it says what the file is)
     """Why a file is of no use (for readers, who turn it into a Finding or a UserError).
 
     Attributes: as in Finding; `reason` is its value.
@@ -103,17 +103,17 @@ def _jpeg_header(file: BinaryIO) -> Header:
         while marker[1:] == b"\xff":  # fill bytes
             marker = marker[1:] + file.read(1)
         if len(marker) < 2 or marker[0] != 0xFF:
-            raise BrokenFileError("truncated-image", "the JPEG ends or is damaged before its pixels begin")
+            raise Broken("truncated-image", "the JPEG ends or is damaged before its pixels begin")
         kind = marker[1]
         if kind == 0x01 or 0xD0 <= kind <= 0xD8:  # markers without a body
             continue
         length = file.read(2)
         if len(length) < 2 or kind == 0xD9:
-            raise BrokenFileError("truncated-image", "the JPEG ends before its pixels begin")
+            raise Broken("truncated-image", "the JPEG ends before its pixels begin")
         body = int.from_bytes(length, "big") - 2
         if kind == 0xDA:
             if size is None:
-                raise BrokenFileError("unreadable-image", "the JPEG has no frame header")
+                raise Broken("unreadable-image", "the JPEG has no frame header")
             return Header(size, orientation in (5, 6, 7, 8), file.tell())
         if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
             frame = file.read(body)
@@ -127,10 +127,10 @@ def _jpeg_header(file: BinaryIO) -> Header:
 
 
 def _read_header(file: BinaryIO) -> Optional[Header]:
-    """Header of a JPEG, PNG or BMP; None for a kind of file that has to be decoded. Raises BrokenFileError."""
+    """Header of a JPEG, PNG or BMP; None for a kind of file that has to be decoded. Raises Broken."""
     head = file.read(32)
     if not head:
-        raise BrokenFileError("unreadable-image", "the file is empty")
+        raise Broken("unreadable-image", "the file is empty")
     if head.startswith(b"\xff\xd8"):
         return _jpeg_header(file)
     if head.startswith(b"\x89PNG\r\n\x1a\n") and len(head) >= 24:
@@ -141,9 +141,7 @@ def _read_header(file: BinaryIO) -> Optional[Header]:
         return Header((abs(height), width))
     if head.lstrip()[:1] in (b"<", b"{"):
         start = head.lstrip()[:16].decode("latin-1")
-        raise BrokenFileError(
-            "unreadable-image", f"this is a text file that begins with {start!r}, not an image"
-        )
+        raise Broken("unreadable-image", f"this is a text file that begins with {start!r}, not an image")
     return None
 
 
@@ -158,21 +156,19 @@ def _has_end(file: BinaryIO, header: Header, marker: bytes) -> bool:
 
 
 def _check_end(file: BinaryIO, header: Header) -> None:
-    """Raise BrokenFileError for a JPEG, PNG or BMP that stops early; OpenCV would decode it silently, grey below."""
+    """Raise Broken for a JPEG, PNG or BMP that stops early; OpenCV would decode it silently, grey below."""
     file.seek(0)
     head = file.read(34)
     first = head[:2]
     if first == b"\xff\xd8" and not _has_end(file, header, b"\xff\xd9"):
-        raise BrokenFileError(
-            "truncated-image", "the JPEG has no end marker (FFD9): its lower part is missing"
-        )
+        raise Broken("truncated-image", "the JPEG has no end marker (FFD9): its lower part is missing")
     if first == b"\x89P" and not _has_end(file, header, b"IEND"):
-        raise BrokenFileError("truncated-image", "the PNG has no end chunk (IEND): its lower part is missing")
+        raise Broken("truncated-image", "the PNG has no end chunk (IEND): its lower part is missing")
     if first == b"BM" and len(head) == 34:
         begin, bits, coding = (int.from_bytes(head[a:b], "little") for a, b in ((10, 14), (28, 30), (30, 34)))
         row = (header.size[1] * bits + 31) // 32 * 4
         if coding == 0 and file.seek(0, 2) < begin + row * header.size[0]:
-            raise BrokenFileError("truncated-image", "the BMP is shorter than its header says")
+            raise Broken("truncated-image", "the BMP is shorter than its header says")
 
 
 def check_image(path: PathLike) -> Header:
@@ -180,7 +176,7 @@ def check_image(path: PathLike) -> Header:
 
     JPEG, PNG and BMP are not decoded: the header and the end marker are read. Other kinds are decoded once.
 
-    Raises BrokenFileError with code "missing-image", "unreadable-image" or "truncated-image".
+    Raises Broken with code "missing-image", "unreadable-image" or "truncated-image".
     """
     try:
         with open(str(path), "rb") as file:
@@ -189,13 +185,11 @@ def check_image(path: PathLike) -> Header:
                 _check_end(file, header)
     except OSError as error:
         code = "missing-image" if isinstance(error, FileNotFoundError) else "unreadable-image"
-        raise BrokenFileError(code, error.strerror or str(error)) from error
+        raise Broken(code, error.strerror or str(error)) from error
     if header is None:
-        header = Header(_decode(np.fromfile(str(path), np.uint8), cv2.IMREAD_COLOR).shape[:2])
+        header = Header(_decode(Path(path).read_bytes(), cv2.IMREAD_COLOR).shape[:2])
     if min(header.size) < 1:
-        raise BrokenFileError(
-            "unreadable-image", f"the header says {header.size[1]} x {header.size[0]} pixels"
-        )
+        raise Broken("unreadable-image", f"the header says {header.size[1]} x {header.size[0]} pixels")
     return header
 
 
@@ -203,7 +197,7 @@ def image_size(path: PathLike) -> Size:
     """(height, width) of the stored pixels, from the header where the format allows. Raises UserError."""
     try:
         return check_image(path).size
-    except BrokenFileError as broken:
+    except Broken as broken:
         raise UserError(f"{path}: {broken.reason}") from broken
 
 
@@ -218,15 +212,15 @@ _REDUCED = {
 }
 
 
-def _decode(data: np.ndarray, flags: int) -> np.ndarray:
-    """Coded bytes (uint8) to BGR uint8 (H, W, 3). Raises BrokenFileError."""
+def _decode(data: bytes, flags: int) -> np.ndarray:
+    """Coded bytes to BGR uint8 (H, W, 3). Raises Broken."""
     try:
-        image = cv2.imdecode(data, flags)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         reason = (error.err or str(error)).strip()
-        raise BrokenFileError("unreadable-image", f"OpenCV cannot decode it ({reason})") from error
+        raise Broken("unreadable-image", f"OpenCV cannot decode it ({reason})") from error
     if image is None:
-        raise BrokenFileError(
+        raise Broken(
             "unreadable-image", "OpenCV cannot decode it: not an image, damaged, or a format it lacks"
         )
     return image
@@ -261,16 +255,16 @@ def read_image(path: PathLike, reduce: int = 1, size: Optional[Size] = None) -> 
     Raises UserError for a file that is missing, empty or not an image.
     """
     try:
-        data = np.fromfile(str(path), np.uint8)
-        header = _read_header(io.BytesIO(data)) if size is not None or reduce > 1 else None
+        data = Path(path).read_bytes()
+        header = _read_header(io.BytesIO(data)) if size is not None or not data else None
         turn = header is not None and header.must_turn(size)
-        is_jpeg = len(data) > 1 and data[0] == 0xFF and data[1] == 0xD8
+        is_jpeg = data.startswith(b"\xff\xd8")
         # A turned image whose sides are no multiples of `reduce` would start inside a block: decode it whole.
         by_decoder = min(reduce, 8) if is_jpeg and not turn else 1
         image = _decode(data, _REDUCED[by_decoder] | (0 if turn else cv2.IMREAD_IGNORE_ORIENTATION))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
-    except BrokenFileError as broken:
+    except Broken as broken:
         raise UserError(f"{path}: {broken.reason}") from broken
     rest = reduce // by_decoder
     if rest > 1:

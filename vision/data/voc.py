@@ -44,7 +44,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from vision.data.images import SUFFIXES, BrokenFileError, Header, Size, check_image, split_suffix
+from vision.data.images import SUFFIXES, Broken, Header, Size, check_image, split_suffix
 from vision.data.labels import read_labels, read_text, suggest, with_background
 from vision.data.sample import Dataset, Finding, Sample
 from vision.errors import UserError
@@ -93,19 +93,19 @@ def _number(text: str) -> float:
 
 
 def _parse(raw: bytes) -> _Annotation:
-    """One annotation. Raises BrokenFileError for a file that is no VOC annotation."""
+    """One annotation. Raises Broken for a file that is no VOC annotation."""
     # The parser would expand entities, and a kilobyte of them can fill the memory. (UTF-16 has a zero in
     # every other byte of these words.)
     if re.search(rb"<!(DOCTYPE|ENTITY)", raw.replace(b"\0", b"")):
-        raise BrokenFileError("unsafe-xml", "it declares a DOCTYPE or ENTITY; delete the declaration")
+        raise Broken("unsafe-xml", "it declares a DOCTYPE or ENTITY; delete the declaration")
     try:
         root = ElementTree.fromstring(raw)
     except ElementTree.ParseError as error:
-        raise BrokenFileError("bad-xml", str(error).split(":")[0], f"line {error.position[0]}") from error
+        raise Broken("bad-xml", str(error).split(":")[0], f"line {error.position[0]}") from error
     except (ValueError, LookupError) as error:  # an encoding that Python does not know
-        raise BrokenFileError("bad-xml", str(error), "line 1") from error
+        raise Broken("bad-xml", str(error), "line 1") from error
     if root.tag != "annotation":
-        raise BrokenFileError("bad-xml", f"the outer element is <{root.tag}>, not <annotation>", "line 1")
+        raise Broken("bad-xml", f"the outer element is <{root.tag}>, not <annotation>", "line 1")
 
     objects = []
     for element in root.findall("object"):
@@ -256,7 +256,7 @@ class _Reader:
             return None
         try:
             header = check_image(path)
-        except BrokenFileError as broken:
+        except Broken as broken:
             self.report(broken.code, path, "", broken.reason, "dropped")
             return None
         size, scale = self.size_of(header, annotation, xml)
@@ -419,7 +419,7 @@ def _stems(root: Path, split: str, known: Dict[str, Path], seed: int, findings: 
 
 
 def _choose_classes(
-    root: Path, classes: Optional[Sequence[str]], annotations: Dict[str, Union[_Annotation, BrokenFileError]]
+    root: Path, classes: Optional[Sequence[str]], annotations: Dict[str, Union[_Annotation, Broken]]
 ) -> Tuple[str, ...]:
     """Given ones, else those of labels.txt, else every name in the annotations, sorted. BACKGROUND first."""
     if classes is not None:
@@ -436,14 +436,14 @@ def _choose_classes(
     return with_background(sorted(names))
 
 
-def _load(path: Path) -> Union[_Annotation, BrokenFileError]:
+def _load(path: Path) -> Union[_Annotation, Broken]:
     """An annotation, or what is wrong with its file."""
     try:
         return _parse(path.read_bytes())
-    except BrokenFileError as broken:
+    except Broken as broken:
         return broken
     except OSError as error:
-        return BrokenFileError("bad-xml", error.strerror or str(error))
+        return Broken("bad-xml", error.strerror or str(error))
 
 
 def read_voc(root: PathLike, split: str, classes: Optional[Sequence[str]] = None, seed: int = 0) -> Dataset:
@@ -481,7 +481,7 @@ def read_voc(root: PathLike, split: str, classes: Optional[Sequence[str]] = None
             place = root / "Annotations" / f"{stem}.xml"
             action = "dropped; for an image without objects write an XML without <object>"
             reader.report("missing-annotation", place, "", "", action)
-        elif isinstance(annotation, BrokenFileError):
+        elif isinstance(annotation, Broken):
             reader.report(annotation.code, files[stem], annotation.where, annotation.reason, "dropped")
         else:
             sample = reader.read(stem, annotation, files[stem])
