@@ -4,7 +4,7 @@ Corners are x1, y1, x2, y2; centres are cx, cy, w, h. The unit (pixels or fracti
 caller's: every function works in either, as long as both of its arguments are in the same one.
 """
 
-from typing import Tuple
+from typing import Optional, Tuple
 
 import numpy as np
 
@@ -94,21 +94,23 @@ def _overlaps(boxes: np.ndarray, iou_threshold: float) -> np.ndarray:
     return inter > limit
 
 
-def suppress(boxes: np.ndarray, iou_threshold: float) -> np.ndarray:
+def suppress(boxes: np.ndarray, iou_threshold: float, lengths: Optional[np.ndarray] = None) -> np.ndarray:
     """Greedy suppression in several independent lists at once.
 
     Args:
         boxes: (L, K, 4) corners; in each of the L lists the K boxes stand by falling score. Rows without area
             neither suppress nor are suppressed.
         iou_threshold: a box goes when its IoU with a kept, better box is above this.
+        lengths: (L,), how many boxes of each list are looked at (None: all); those behind stay.
 
     Returns: bool (L, K), True where a box stays.
     """
     lists, count, _ = boxes.shape
     keep = np.ones((lists, count), bool)
-    overlaps = np.empty((count, lists, count), bool)
+    overlaps = np.zeros((count, lists, count), bool)
     for i in range(lists):
-        overlaps[:, i] = _overlaps(boxes[i], iou_threshold)
+        length = count if lengths is None else int(lengths[i])
+        overlaps[:length, i, :length] = _overlaps(boxes[i, :length], iou_threshold)
     # The greedy rule is sequential in a list, but all lists take the same step at once.
     for i in range(count - 1):
         keep[:, i + 1 :] &= ~(overlaps[i, :, i + 1 :] & keep[:, i : i + 1])
@@ -192,7 +194,7 @@ def select(
     """
     # A prior that passes in no class is thrown away before anything is sorted.
     foreground = scores[:, 1:]
-    alive = np.flatnonzero(foreground.max(axis=1, initial=0) > threshold)
+    alive = np.flatnonzero((foreground > threshold).any(axis=1))
     foreground, boxes = np.ascontiguousarray(foreground[alive].T), boxes[alive]
     if not foreground.size:
         return (
@@ -237,7 +239,7 @@ def _select_hard(
     values = np.take_along_axis(values, order, axis=1)
 
     passed = values > threshold
-    keep = suppress(boxes[rows], iou_threshold) & passed
+    keep = suppress(boxes[rows], iou_threshold, np.minimum(counts[present], length)) & passed
     if top_k >= 0:
         keep &= np.cumsum(keep, axis=1) <= top_k
     which, column = np.nonzero(keep)
