@@ -7,7 +7,7 @@ compare it with all that are left, drop those that overlap; one pick after the o
     python benchmarks/postprocess.py [--rounds 5]
 
 Two kinds of output are measured, both at the priors of mb1-ssd: an untrained net's, where hundreds of boxes pass
-in every class (what the original spends on one), and a trained net's, where few do and there is less to gain.
+in every class, and a trained net's, where few do and there is less to gain.
 """
 
 import argparse

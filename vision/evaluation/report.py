@@ -125,7 +125,7 @@ class Report:
         columns = list(rows[0])
         cells = [columns] + [[_cell(row[column]) for column in columns] for row in rows]
         widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-        lines = [f"{self.metric}; the columns from tp on at a score of at least {threshold:g}"]
+        lines = [f"{self.metric}; counts, precision, recall and F1 at scores of at least {threshold:g}"]
         lines += [_aligned(line, widths) for line in cells]
         lines.insert(2, "-" * len(lines[1]))
         lines.insert(len(lines) - 1, "-" * len(lines[1]))

@@ -1,19 +1,19 @@
-"""Checkpoints in PyTorch itself, prepared for inference.
+"""Checkpoints in PyTorch itself, prepared for inference. The one module here that needs torch."""
 
-The one module of this floor that needs torch, and only inside its functions.
-"""
-
+import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional, Tuple, Union
+from typing import Any, Optional, Tuple, Union
 
 import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from vision.checkpoint import open_net
 from vision.data.labels import read_labels
 from vision.detector import Detector
 from vision.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
+from vision.ssd import SSD, Deployed
 
 
 def load(
@@ -35,8 +35,6 @@ def load(
         batch_size: images at once.
         net_options: of the net ("width_mult").
     """
-    from vision.checkpoint import open_net
-
     classes = read_labels(labels) if labels is not None else None
     ssd, names, spec = open_net(path, net=net, classes=classes, size=size, **net_options)
     where = pick_device(device)
@@ -46,14 +44,7 @@ def load(
 class TorchRun:
     """A trained `vision.ssd.SSD` as the callable a Detector needs. The net given is left as it is."""
 
-    def __init__(self, ssd: "torch.nn.Module", device: "torch.device") -> None:
-        import copy
-
-        import torch
-
-        from vision.ssd import SSD, Deployed
-
-        assert isinstance(ssd, SSD)
+    def __init__(self, ssd: SSD, device: torch.device) -> None:
         self.device = device
         net = copy.deepcopy(ssd).eval()
         fold_norms(net)
@@ -61,18 +52,14 @@ class TorchRun:
         self.net = Deployed(net).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def __call__(self, blob: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-        import torch
-
         with torch.inference_mode():
             images = torch.from_numpy(blob).to(self.device, memory_format=torch.channels_last)
             scores, boxes = self.net(images)
             return scores.cpu().numpy(), boxes.cpu().numpy()
 
 
-def pick_device(name: Optional[str] = None) -> "torch.device":
+def pick_device(name: Optional[str] = None) -> torch.device:
     """A device by its torch name; None is the first GPU, else the CPU. Raises UserError when it is not there."""
-    import torch
-
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=device)
@@ -82,18 +69,15 @@ def pick_device(name: Optional[str] = None) -> "torch.device":
     return device
 
 
-def fold_norms(net: "torch.nn.Module") -> None:
+def fold_norms(net: nn.Module) -> None:
     """Fold every BatchNorm that follows a convolution in a Sequential into it, in place; for inference only."""
-    import torch
-    from torch.nn.utils.fusion import fuse_conv_bn_eval
-
     for chain in net.modules():
-        if not isinstance(chain, torch.nn.Sequential):
+        if not isinstance(chain, nn.Sequential):
             continue
         names = [name for name, _ in chain.named_children()]
         for first, second in zip(names, names[1:]):
             conv, norm = getattr(chain, first), getattr(chain, second)
-            if isinstance(conv, torch.nn.Conv2d) and isinstance(norm, torch.nn.BatchNorm2d):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(chain, first, fuse_conv_bn_eval(conv, norm))
                 # A place holder: taps name the modules behind it by number.
-                setattr(chain, second, torch.nn.Identity())
+                setattr(chain, second, nn.Identity())

@@ -1,0 +1,223 @@
+"""Find objects on photographs: `python run_ssd_example.py MODEL IMAGE...`, pictures with boxes come out."""
+
+import glob
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set
+
+import cv2
+import numpy as np
+
+from vision import cli
+from vision.cli import option
+from vision.data.images import SUFFIXES, read_image
+from vision.detector import NMS_METHODS, Detections, Detector
+from vision.drawing import draw_boxes
+from vision.errors import UserError
+from vision.runtimes import RUNTIMES, open_detector
+
+DESCRIPTION = "Find objects on photographs."
+USAGE = "run_ssd_example.py MODEL IMAGE...   or   run_ssd_example.py NET MODEL LABELS IMAGE..."
+EPILOG = f"""{USAGE}
+
+An IMAGE is a file, a folder or a pattern like "photos/*.jpg". The second form is for models that know
+neither their net nor their classes."""
+
+DEFAULT_OUTPUT = "run_ssd_example_output"
+
+
+@dataclass
+class ExampleOptions:
+    """Options of `run_ssd_example.py`. Raises UserError for values out of range."""
+
+    arguments: List[str] = option([], "see below", metavar="MODEL IMAGE", positional=True)
+    output: str = option(
+        "",
+        f"picture, or folder of pictures, to write (default: {DEFAULT_OUTPUT}.jpg or a folder)",
+        metavar="PATH",
+    )
+    threshold: float = option(0.4, "show detections with a score above this")
+    top_k: int = option(10, "show so many of each class; -1 for all")
+    iou_threshold: float = option(0.45, "above which overlap non-maximum suppression drops a box")
+    nms_method: str = option("hard", "non-maximum suppression", choices=NMS_METHODS)
+    runtime: str = option("auto", "what runs the model", choices=("auto", *RUNTIMES))
+    use_cuda: bool = option(True, "use a GPU when there is one")
+    batch_size: int = option(8, "images at once")
+    json: str = option("", "also write the detections here as JSON", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"--batch_size {self.batch_size} is below 1")
+
+
+class Job(NamedTuple):
+    """What the positional arguments say."""
+
+    model: str
+    images: List[str]
+    net: Optional[str] = None
+    labels: Optional[str] = None
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    options = cli.parse(ExampleOptions, argv, DESCRIPTION, EPILOG)
+    job = parse_job(options.arguments)
+    images = find_images(job.images)
+    outputs = name_outputs(images, options.output)
+    detector = open_detector(
+        job.model,
+        options.runtime,
+        labels=job.labels,
+        net=job.net,
+        device=None if options.use_cuda else "cpu",
+        batch_size=options.batch_size,
+    )
+    print(f"Model: {job.model} ({detector.name}, {len(detector.classes)} classes)")
+    results: Dict[Path, Detections] = {}
+    for start in range(0, len(images), options.batch_size):
+        batch = images[start : start + options.batch_size]
+        results.update(detect_files(detector, batch, outputs, options))
+    print_table(results, options.threshold)
+    if options.json:
+        write_json(Path(options.json), results)
+    print_ending(results, outputs)
+    return cli.EXIT_USER_ERROR if len(results) < len(images) else 0
+
+
+def parse_job(arguments: Sequence[str]) -> Job:
+    """Tell the two forms apart: the first argument is a model file, or the name of a net."""
+    if len(arguments) < 2:
+        raise UserError(f"a model and an image are needed. Usage: {USAGE}")
+    first = Path(arguments[0])
+    suffixes = {suffix for line in RUNTIMES.values() for suffix in line.suffixes}
+    if first.is_file() or first.suffix.lower() in suffixes:
+        return Job(arguments[0], list(arguments[1:]))
+    if len(arguments) < 4:
+        raise UserError(f"{first} is no model file; as the name of a net it needs more. Usage: {USAGE}")
+    net, model, labels, *images = arguments
+    return Job(model, images, net, labels)
+
+
+def find_images(arguments: Sequence[str]) -> List[Path]:
+    """Files, the images in folders and the matches of patterns, each once, in order. Raises UserError."""
+    paths: List[Path] = []
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not inside:
+                raise UserError(f"{path}: no image in this folder; looked for {', '.join(SUFFIXES)}")
+            paths += inside
+        elif path.exists():
+            paths.append(path)
+        else:
+            # Path.glob takes no absolute pattern.
+            matches = sorted(Path(match) for match in glob.glob(argument, recursive=True))  # noqa: PTH207
+            if not matches:
+                raise UserError(f"{argument}: no such file, folder or pattern")
+            paths += [match for match in matches if match.is_file()]
+    return list(dict.fromkeys(paths))
+
+
+def name_outputs(images: Sequence[Path], output: str) -> Dict[Path, Path]:
+    """Where the picture of each image goes; no two to the same place, none onto an image. Raises UserError."""
+    target = Path(output or (DEFAULT_OUTPUT + (".jpg" if len(images) == 1 else "")))
+    if target.suffix.lower() in SUFFIXES and not target.is_dir():
+        if len(images) > 1:
+            raise UserError(
+                f"--output {target}: {len(images)} images do not fit into one file; name a folder"
+            )
+        outputs = {images[0]: target}
+    else:
+        taken: Set[str] = set()
+        outputs = {}
+        for image in images:
+            name, number = f"{image.stem}.jpg", 2
+            while name.lower() in taken:
+                name, number = f"{image.stem}_{number}.jpg", number + 1
+            taken.add(name.lower())
+            outputs[image] = target / name
+    sources = {image.resolve() for image in images}
+    for place in outputs.values():
+        if place.resolve() in sources:
+            raise UserError(f"--output {target}: would overwrite the image {place}")
+    return outputs
+
+
+def detect_files(
+    detector: Detector, paths: Sequence[Path], outputs: Dict[Path, Path], options: ExampleOptions
+) -> Dict[Path, Detections]:
+    """Detect on one batch of files and write their pictures; a file that cannot be read is said and left out."""
+    images: Dict[Path, np.ndarray] = {}
+    for path in paths:
+        try:
+            images[path] = read_image(path)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+    found = detector.detect(
+        list(images.values()),
+        threshold=options.threshold,
+        iou_threshold=options.iou_threshold,
+        top_k=options.top_k,
+        nms_method=options.nms_method,
+    )
+    results = dict(zip(images, found))
+    for path, detections in results.items():
+        picture = draw_boxes(
+            images[path], detections.boxes, detections.names, detections.scores, detections.labels
+        )
+        write_picture(outputs[path], picture)
+    return results
+
+
+def write_picture(path: Path, image: np.ndarray) -> None:
+    """Write an RGB image; its folder is made. Raises UserError."""
+    done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise UserError(f"{path}: OpenCV cannot write {path.suffix} files here")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data.tobytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def print_table(results: Dict[Path, Detections], threshold: float) -> None:
+    """Every detection in a line; boxes in pixels."""
+    head = ["image", "class", "score", "x1", "y1", "x2", "y2"]
+    rows = [head]
+    for path, found in results.items():
+        for name, score, box in found:
+            rows.append([str(path), name, f"{score:.3f}"] + [f"{value:.0f}" for value in box])
+        if not len(found):
+            rows.append([str(path), f"(nothing above {threshold:g})", "", "", "", "", ""])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    for row in rows:
+        words = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))]
+        print("  ".join(words).rstrip())
+
+
+def write_json(path: Path, results: Dict[Path, Detections]) -> None:
+    """A list with one mapping for each image."""
+    images: List[Dict[str, Any]] = []
+    for source, found in results.items():
+        objects = [{"class": n, "score": s, "box": [float(v) for v in box]} for n, s, box in found]
+        images.append({"image": str(source), "size": list(found.size), "objects": objects})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(images, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def print_ending(results: Dict[Path, Detections], outputs: Dict[Path, Path]) -> None:
+    """How many objects, and where to look."""
+    count = sum(len(found) for found in results.values())
+    if len(results) == 1:
+        print(f"Found {count} objects. The output image is {outputs[next(iter(results))]}")
+    elif results:
+        folder = outputs[next(iter(results))].parent
+        print(f"Found {count} objects on {len(results)} images. The output images are in {folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
