@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 import torch
 from torch import nn
@@ -161,7 +161,7 @@ def initialise(net: nn.Module, background: Optional[float] = None) -> None:
             with hard negative mining: it picks three negatives for each positive, whatever the scores. A focal
             loss over all priors needs something like 0.99 (arXiv 1708.02002, section 4.1).
     """
-    xavier = set()
+    xavier: Set[nn.Module] = set()
     if isinstance(net, SSD):
         xavier = {output_layer(header) for header in [*net.classification_headers, *net.regression_headers]}
         if max(net.spec.input.std) < 16:
@@ -243,7 +243,12 @@ def _run_trunk(
 
 
 def _run_chain(
-    chain: nn.Module, prefix: str, x: torch.Tensor, paths: List[str], opened: set, maps: List[torch.Tensor]
+    chain: nn.Module,
+    prefix: str,
+    x: torch.Tensor,
+    paths: List[str],
+    opened: Set[str],
+    maps: List[torch.Tensor],
 ) -> torch.Tensor:
     for name, child in chain.named_children():
         path = prefix + name
