@@ -82,11 +82,11 @@ def _ball(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _checks(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return ((np.floor((x + 0.9) / 0.45) + np.floor((y + 0.9) / 0.45)) % 2).astype(np.float64)
+    return ((np.floor((x + 0.9) / 0.45) + np.floor((y + 0.9) / 0.45)) % 2).astype(np.float32)
 
 
 def _stripes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return (np.sin(y * 14) > 0).astype(np.float64)
+    return (np.sin(y * 14) > 0).astype(np.float32)
 
 
 def _rays(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -94,11 +94,11 @@ def _rays(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _wedges(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return (np.sin(np.arctan2(y, x) * 6) > 0).astype(np.float64)
+    return (np.sin(np.arctan2(y, x) * 6) > 0).astype(np.float32)
 
 
 def _dots(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return (np.hypot((x / 0.36 + 0.5) % 1 - 0.5, (y / 0.36 + 0.5) % 1 - 0.5) < 0.28).astype(np.float64)
+    return (np.hypot((x / 0.36 + 0.5) % 1 - 0.5, (y / 0.36 + 0.5) % 1 - 0.5) < 0.28).astype(np.float32)
 
 
 class _Look(NamedTuple):
@@ -157,6 +157,13 @@ def _box(mask: np.ndarray) -> Optional[Tuple[int, int, int, int]]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
+def _grid(size: Tuple[int, int], start: float) -> Tuple[np.ndarray, np.ndarray]:
+    """Rows (height, 1) and columns (1, width) counted from `start`, float32."""
+    rows = np.arange(size[0], dtype=np.float32) + np.float32(start)
+    columns = np.arange(size[1], dtype=np.float32) + np.float32(start)
+    return rows[:, None], columns[None, :]
+
+
 def _hsv(hue: float, saturation: float, value: float) -> np.ndarray:
     """Hue in degrees, saturation and value 0..1 -> RGB 0..255, float32 (3,)."""
     pixel = np.array([[[hue % 360, saturation, value]]], np.float32)
@@ -166,13 +173,19 @@ def _hsv(hue: float, saturation: float, value: float) -> np.ndarray:
 def _paint(image: np.ndarray, shape: Shape, mask: np.ndarray, rng: np.random.Generator) -> None:
     """Paint a shape with its shadow into a float32 RGB image 0..255, in place."""
     reach = max(2.0, 0.08 * min(shape.half))
+    # Nothing changes far from the shape.
+    far = int(max(shape.half) * 1.7 + 4 * reach)
+    left, top = (max(0, int(middle) - far) for middle in shape.center)
+    image = image[top : int(shape.center[1]) + far, left : int(shape.center[0]) + far]
+    mask = mask[top : int(shape.center[1]) + far, left : int(shape.center[0]) + far]
     shadow = cv2.warpAffine(mask, np.array([[1, 0, reach], [0, 1, reach]]), (mask.shape[1], mask.shape[0]))
     shadow = cv2.GaussianBlur(shadow, (0, 0), reach)
     image *= (1 - 0.5 * shadow)[..., None]
 
     height, width = mask.shape
-    matrix = cv2.invertAffineTransform(_matrix(shape))
-    y, x = np.mgrid[0:height, 0:width] + 0.5
+    matrix = cv2.invertAffineTransform(_matrix(shape)).astype(np.float32)
+    y, x = _grid((height, width), 0.5)
+    y, x = y + np.float32(top), x + np.float32(left)
     u = matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2]
     v = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2]
     look = _LOOKS[shape.name]
@@ -181,7 +194,7 @@ def _paint(image: np.ndarray, shape: Shape, mask: np.ndarray, rng: np.random.Gen
     body = _hsv(look.hue + hue, rng.uniform(0.75, 0.95), value)
     other = _hsv(look.other_hue + hue, rng.uniform(0.7, 0.95), look.other_value * value)
     blend = look.pattern(u, v).astype(np.float32)[..., None]
-    paint = body * (1 - blend) + other * blend
+    paint = body + (other - body) * blend
     light = 1.06 - 0.16 * np.clip((u + v) / 2, -1, 1)
     paint *= light.astype(np.float32)[..., None]
     image += mask[..., None] * (paint - image)
@@ -198,10 +211,11 @@ def _noise(rng: np.random.Generator, size: Tuple[int, int], cell: float) -> np.n
 
 def background(rng: np.random.Generator, size: Tuple[int, int]) -> np.ndarray:
     """A cloth, board or wall of muted colours: float32 RGB 0..255, (height, width, 3)."""
-    y, x = np.mgrid[0 : size[0], 0 : size[1]].astype(np.float32)
-    angle, period = rng.uniform(0, np.pi), rng.uniform(10, 46)
-    across = x * np.cos(angle) + y * np.sin(angle)
-    along = y * np.cos(angle) - x * np.sin(angle)
+    y, x = _grid(size, 0.0)
+    angle, period = rng.uniform(0, np.pi), np.float32(rng.uniform(10, 46))
+    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    across = x * cos + y * sin
+    along = y * cos - x * sin
     cloud = 0.6 * _noise(rng, size, rng.uniform(50, 140)) + 0.4 * _noise(rng, size, rng.uniform(12, 40))
     kind = int(rng.integers(5))
     if kind == 0:  # wood
@@ -223,12 +237,10 @@ def background(rng: np.random.Generator, size: Tuple[int, int]) -> np.ndarray:
     dark = _hsv(hue, saturation, value)
     light = _hsv(hue + rng.uniform(-40, 40), saturation * 0.7, min(1.0, value + rng.uniform(0.12, 0.3)))
     pattern = np.clip(pattern, 0, 1).astype(np.float32)[..., None]
-    image = dark * (1 - pattern) + light * pattern
+    image = dark + (light - dark) * pattern
     # Light falls from one side.
-    slope = rng.uniform(-0.18, 0.18, 2)
-    image *= (1 + slope[0] * (2 * x / size[1] - 1) + slope[1] * (2 * y / size[0] - 1)).astype(np.float32)[
-        ..., None
-    ]
+    slope = rng.uniform(-0.18, 0.18, 2).astype(np.float32)
+    image *= (1 + slope[0] * (2 * x / size[1] - 1) + slope[1] * (2 * y / size[0] - 1))[..., None]
     return image
 
 
@@ -291,7 +303,7 @@ def paint_picture(rng: np.random.Generator, size: Tuple[int, int], count: int) -
     image = background(rng, size)
     for shape, mask in zip(shapes, masks):
         _paint(image, shape, mask, rng)
-    image += rng.normal(0, rng.uniform(1, 5), (*size, 1)).astype(np.float32)
+    image += rng.standard_normal((*size, 1), np.float32) * np.float32(rng.uniform(1, 5))
     boxes, truncated = [], []
     for mask in masks:
         box = _box(mask)
