@@ -11,7 +11,10 @@ from vision.errors import UserError
 from vision.spec import InputSpec
 
 Run = Callable[[np.ndarray], Tuple[np.ndarray, np.ndarray]]
-"""blob float32 (N, 3, H, W) -> scores (N, P, C) after softmax, boxes (N, P, 4) corners as fractions."""
+"""blob, see LAYOUTS -> scores (N, P, C) after softmax, boxes (N, P, 4) corners as fractions."""
+
+LAYOUTS = ("planes", "bytes")
+"""Of a blob. planes: float32 (N, 3, H, W), normalised. bytes: uint8 (N, H, W, 3), for a net that normalises."""
 
 NMS_METHODS = ("hard", "soft")
 
@@ -74,6 +77,7 @@ class Detector:
         classes: names, BACKGROUND first.
         name: what is running, for people and messages ("mb1-ssd, onnxruntime").
         batch_size: images given to `run` at once.
+        layout: one of LAYOUTS, as `run` wants it.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class Detector:
         classes: Sequence[str],
         name: str = "detector",
         batch_size: int = 8,
+        layout: str = "planes",
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch size {batch_size} is smaller than 1")
@@ -91,6 +96,7 @@ class Detector:
         self.classes = tuple(classes)
         self.name = name
         self.batch_size = batch_size
+        self.layout = layout
 
     def detect(
         self,
@@ -139,17 +145,19 @@ class Detector:
         return found[0] if single else found
 
     def preprocess(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """RGB uint8 images (H, W, 3) of any sizes -> blob float32 (N, 3, height, width), normalised.
+        """RGB uint8 images (H, W, 3) of any sizes -> blob of this detector's layout.
 
         The aspect ratio is not kept: nets are trained on images stretched to their input, as in the original.
         """
         height, width = self.input.size
+        # On uint8, as in training: OpenCV rounds it in fixed point, floats would come out otherwise.
+        small = [cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR) for image in images]
+        if self.layout == "bytes":
+            return np.stack(small)
         mean, std = np.array(self.input.mean, np.float32), np.array(self.input.std, np.float32)
         blob = np.empty((len(images), 3, height, width), np.float32)
-        for planes, image in zip(blob, images):
-            # On uint8, as in training: OpenCV rounds it in fixed point, floats would come out otherwise.
-            small = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-            for plane, channel, m, s in zip(planes, cv2.split(small), mean, std):
+        for planes, image in zip(blob, small):
+            for plane, channel, m, s in zip(planes, cv2.split(image), mean, std):
                 np.subtract(channel, m, out=plane, dtype=np.float32)
                 plane /= s
         return blob
