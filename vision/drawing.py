@@ -102,8 +102,8 @@ def draw_boxes(
     placed = [(row, corners) for row in order for corners in [_corners(boxes[row], canvas.shape)] if corners]
     for row, (x1, y1, x2, y2) in placed:
         # A dark edge lets the line be seen on a ground of its own colour.
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), _INK, thickness + 2, cv2.LINE_AA)
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), colour_of(numbers[row]), thickness, cv2.LINE_AA)
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), _INK, thickness + 2)
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), colour_of(numbers[row]), thickness)
     for row, corners in placed:
         text = names[row] if scores is None else f"{names[row]} {scores[row]:.2f}".strip()
         if text:

@@ -322,9 +322,8 @@ class Augmentation:
         reduce = reduction(window, self.size)
         image = read_image(sample.path, reduce, sample.size)
         if image.shape[:2] != (-(-photo[0] // reduce), -(-photo[1] // reduce)):
-            found = " x ".join(str(side * reduce) for side in image.shape[1::-1])
             raise UserError(
-                f"{sample.path}: about {found} pixels, but {photo[1]} x {photo[0]} when the data set was read"
+                f"{sample.path}: no longer the {photo[1]} x {photo[0]} pixels it had when the data set was read"
             )
         part, (row, column) = warp(image, window, reduce, photo, self.size)
         # Only the photograph is coloured: what is filled stays the mean, as in the original.
