@@ -98,9 +98,9 @@ class EvalOptions:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     options = cli.parse(EvalOptions, argv, DESCRIPTION)
+    detector = options.detector()
     dataset = open_dataset(options.dataset, options.split, options.dataset_type, strict=options.strict)
     print(summary(dataset))
-    detector = options.detector()
     classes = common_classes(detector.classes, dataset.classes, options.ignore_missing_classes)
     print(f"Model: {options.trained_model} ({detector.name}, {len(detector.classes)} classes)")
 

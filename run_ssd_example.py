@@ -174,9 +174,9 @@ def detect_files(
 
 def write_picture(path: Path, image: np.ndarray) -> None:
     """Write an RGB image; its folder is made. Raises UserError."""
-    done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    if not done:
-        raise UserError(f"{path}: OpenCV cannot write {path.suffix} files here")
+    if not cv2.haveImageWriter(path.name):
+        raise UserError(f"{path}: OpenCV cannot write {path.suffix} files here; use .jpg or .png")
+    data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data.tobytes())
