@@ -6,11 +6,14 @@ Such a module has `load(path, labels, net, size, device, **options) -> Detector`
 import importlib
 import importlib.util
 import inspect
+import logging
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from vision.detector import Detector
 from vision.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 class Runtime(NamedTuple):
@@ -31,6 +34,11 @@ class Runtime(NamedTuple):
 
 RUNTIMES: Dict[str, Runtime] = {
     "pytorch": Runtime("pytorch", (".pth", ".pt"), "torch", "pip install torch"),
+    "onnxruntime": Runtime("onnxruntime", (".onnx",), "onnxruntime", "pip install onnxruntime"),
+    "openvino": Runtime("openvino", (".onnx", ".xml"), "openvino", "pip install openvino"),
+    "opencv": Runtime("opencv", (".onnx",), "cv2", "pip install opencv-python-headless"),
+    # Not a runtime to use: what NVIDIA's detectNet would see.
+    "detectnet": Runtime("detectnet", (".onnx",), "onnxruntime", "pip install onnxruntime"),
 }
 """Where several read a suffix, the first one that is installed is taken."""
 
@@ -42,23 +50,28 @@ def open_detector(
     net: Optional[str] = None,
     size: Optional[Tuple[int, int]] = None,
     device: Optional[str] = None,
+    provider: Optional[str] = None,
+    threads: Optional[int] = None,
     **options: Any,
 ) -> Detector:
     """Open a net that was trained or exported.
 
     Args:
         path: the file.
-        runtime: a name of RUNTIMES, or "auto": by the file's suffix.
+        runtime: a name of RUNTIMES, or "auto": the first that reads files of this suffix and is installed.
         labels: a label file, for a file that does not know its classes.
         net: the net's name, for a file that does not know it.
         size: (height, width), for a file that does not know it.
         device: "cpu", "cuda", ...; None is the best there is.
-        options: of the runtime's `load`.
+        provider: of several ways in which a runtime computes ("cuda", "tensorrt" of ONNX Runtime), where it has them.
+        threads: of the CPU; None leaves it to the runtime.
+        options: of the runtime's `load` ("batch_size").
 
     Raises UserError when the file is missing, no runtime reads it or the runtime is not installed.
     """
     path = Path(path)
-    chosen = RUNTIMES[choose_runtime(path, runtime)]
+    name = choose_runtime(path, runtime)
+    chosen = RUNTIMES[name]
     if not path.is_file():
         raise UserError(f"{path}: {'is a folder, not a model' if path.is_dir() else 'no such file'}")
     try:
@@ -66,8 +79,14 @@ def open_detector(
         importlib.import_module(chosen.needs)
     except ImportError as error:
         raise UserError(f"{path}: cannot import {chosen.needs} ({error}); try: {chosen.install}") from error
+    for key, value in (("provider", provider), ("threads", threads)):
+        if value is not None:
+            options[key] = value
     _check_options(chosen.module, module.load, options)
-    return module.load(path, labels=labels, net=net, size=size, device=device, **options)
+    detector = module.load(path, labels=labels, net=net, size=size, device=device, **options)
+    if runtime == "auto":
+        log.info("%s: runtime %s (%s)", path, name, detector.name)
+    return detector
 
 
 def _check_options(runtime: str, load: Callable[..., Detector], options: Dict[str, Any]) -> None:

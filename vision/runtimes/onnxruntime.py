@@ -1,0 +1,121 @@
+"""ONNX files in ONNX Runtime."""
+
+import logging
+from pathlib import Path
+from typing import Any, List, Optional, Tuple, Union
+
+import numpy as np
+import onnxruntime
+
+from vision.detector import Detector
+from vision.errors import UserError
+from vision.onnx_header import read_header
+from vision.runtimes.exported import Exported, Infer, describe, finish, first_line
+
+log = logging.getLogger(__name__)
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "rocm": "ROCMExecutionProvider",
+    "migraphx": "MIGraphXExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+}
+"""Short names. Any other that the installed ONNX Runtime knows may be given in full."""
+
+OF_ITS_OWN = ("cuda", "rocm", "cpu")
+"""What is taken when nobody says: the first that is there. (TensorRT would build an engine for minutes first.)"""
+
+SLACK = 20.0
+"""On the self-test's tolerance where the provider may round to TF32 or half precision."""
+
+
+def load(
+    path: Union[str, Path],
+    labels: Optional[Union[str, Path]] = None,
+    net: Optional[str] = None,
+    size: Optional[Tuple[int, int]] = None,
+    device: Optional[str] = None,
+    batch_size: int = 8,
+    provider: Optional[str] = None,
+    threads: Optional[int] = None,
+    **told: Any,
+) -> Detector:
+    """An ONNX file -> Detector.
+
+    Args:
+        path, labels, net, size, told: see `vision.runtimes.exported.describe`.
+        device: "cpu" or "cuda"; the same as `provider`.
+        batch_size: images at once; a file with a static batch is called several times.
+        provider: a name of PROVIDERS, or in full; None takes a GPU where there is one, else the CPU.
+        threads: of the CPU; None for one on each core.
+
+    Raises UserError.
+    """
+    model = describe(path, labels, net, size, **told)
+    wanted = choose_provider(provider or device, onnxruntime.get_available_providers())
+    session = open_session(model.path, wanted, threads)
+    used = session.get_providers()[0]
+    if used != wanted:
+        if provider or device:
+            raise UserError(
+                f"{model.path}: ONNX Runtime cannot use {wanted} here and fell back to {used}. Is the driver "
+                "there, and of the version that this onnxruntime was built for?"
+            )
+        log.warning("%s: ONNX Runtime cannot use %s here, %s runs it", model.path, wanted, used)
+    return finish(
+        model,
+        _infer(session, model),
+        f"onnxruntime {onnxruntime.__version__}",
+        used.replace("ExecutionProvider", ""),
+        batch_size,
+        slack=1.0 if used == PROVIDERS["cpu"] else SLACK,
+    )
+
+
+def choose_provider(name: Optional[str], available: List[str]) -> str:
+    """ONNX Runtime's name of a provider. Raises UserError for one that is not there."""
+    if name is None:
+        for short in OF_ITS_OWN:
+            if PROVIDERS[short] in available:
+                return PROVIDERS[short]
+        return available[0]
+    full = PROVIDERS.get(name.split(":")[0].lower(), name)
+    if full not in available:
+        names = {whole: short for short, whole in PROVIDERS.items()}
+        there = ", ".join(names.get(one, one) for one in available)
+        more = " (for a GPU of NVIDIA: pip install onnxruntime-gpu)" if "CUDA" in full else ""
+        raise UserError(f"ONNX Runtime has no provider {name!r} here{more}; there are: {there}")
+    return full
+
+
+def open_session(path: Path, provider: str, threads: Optional[int] = None) -> Any:
+    """An InferenceSession. Raises UserError for a file that this ONNX Runtime cannot load."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.inter_op_num_threads = 1
+    if threads is not None:
+        if threads < 1:
+            raise UserError(f"{threads} threads are too few")
+        options.intra_op_num_threads = threads
+    providers = list(dict.fromkeys([provider, PROVIDERS["cpu"]]))
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # the kinds differ by version and lie in a private module
+        header = read_header(path)
+        raise UserError(
+            f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it ({first_line(error)}). The file has "
+            f"opset {header.opset} and IR version {header.ir_version}; if that is too new, export it again with "
+            "--opset 11, or update onnxruntime."
+        ) from error
+
+
+def _infer(session: Any, model: Exported) -> Infer:
+    def infer(blob: np.ndarray) -> List[np.ndarray]:
+        return session.run(list(model.outputs), {model.input_name: blob})
+
+    return infer
