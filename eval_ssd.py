@@ -13,6 +13,7 @@ from vision.detector import NMS_METHODS, Detections, Detector
 from vision.errors import UserError
 from vision.evaluation import coco, voc
 from vision.evaluation.classes import common_classes, detections_under, sample_under
+from vision.evaluation.curves import draw_curves
 from vision.evaluation.detection_files import write_detections
 from vision.evaluation.inference import SCORE_THRESHOLD, detect_samples
 from vision.evaluation.report import Report
@@ -41,6 +42,7 @@ class EvalOptions:
     mb2_width_mult: float = option(
         1.0, "width multiplier of mb2-ssd-lite, for a checkpoint that does not know it"
     )
+    conv4_3_norm: str = option("", "norm on conv4_3 of vgg16-ssd, likewise", choices=("batch", "l2"))
     runtime: str = option("auto", "what runs the model", choices=("auto", *RUNTIMES))
     use_cuda: bool = option(True, "use a GPU when there is one")
     batch_size: int = option(8, "images at once")
@@ -68,6 +70,7 @@ class EvalOptions:
     eval_dir: str = option("eval_results", "where the detections of every class are written", metavar="DIR")
     json: str = option("", "also write the report here as JSON", metavar="FILE")
     csv: str = option("", "also write the report here as CSV", metavar="FILE")
+    curves: str = option("", "also draw precision over recall into this picture", metavar="FILE")
 
     def __post_init__(self) -> None:
         for name in ("trained_model", "dataset"):
@@ -85,6 +88,8 @@ class EvalOptions:
         options: Dict[str, Any] = {"batch_size": self.batch_size}
         if self.mb2_width_mult != 1.0:
             options["width_mult"] = self.mb2_width_mult
+        if self.conv4_3_norm:
+            options["conv4_3_norm"] = self.conv4_3_norm
         return open_detector(
             self.trained_model,
             self.runtime,
@@ -117,6 +122,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         report.write_json(_made(options.json), options.shown_threshold)
     if options.csv:
         report.write_csv(_made(options.csv), options.shown_threshold)
+    if options.curves:
+        draw_curves(report, options.curves)
     return 0
 
 

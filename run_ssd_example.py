@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set
 
-import cv2
 import numpy as np
 
 from vision import cli
 from vision.cli import option
 from vision.data.images import SUFFIXES, read_image
+from vision.data.sheets import write_image
 from vision.detector import NMS_METHODS, Detections, Detector
 from vision.drawing import draw_boxes
 from vision.errors import UserError
@@ -168,20 +168,8 @@ def detect_files(
         picture = draw_boxes(
             images[path], detections.boxes, detections.names, detections.scores, detections.labels
         )
-        write_picture(outputs[path], picture)
+        write_image(outputs[path], picture)
     return results
-
-
-def write_picture(path: Path, image: np.ndarray) -> None:
-    """Write an RGB image; its folder is made. Raises UserError."""
-    if not cv2.haveImageWriter(path.name):
-        raise UserError(f"{path}: OpenCV cannot write {path.suffix} files here; use .jpg or .png")
-    data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data.tobytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def print_table(results: Dict[Path, Detections], threshold: float) -> None:

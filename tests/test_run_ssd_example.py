@@ -14,7 +14,6 @@ from vision import cli
 from vision.checkpoint import Checkpoint, load, save
 from vision.data.images import read_image
 from vision.data.labels import write_labels
-from vision.errors import UserError
 from vision.ssd import build
 
 ROOT = Path(__file__).parents[1]
@@ -152,8 +151,3 @@ def test_images_are_never_written_over(script, capsys, work):
 def test_mistakes(script, capsys, work, arguments, message):
     code, _, error = run(script, capsys, *arguments)
     assert code == 2 and error.startswith("error: ") and message in error
-
-
-def test_a_picture_of_a_kind_that_cannot_be_written(script, tmp_path):
-    with pytest.raises(UserError, match="cannot write .xyz files"):
-        script.write_picture(tmp_path / "a.xyz", np.zeros((2, 2, 3), np.uint8))

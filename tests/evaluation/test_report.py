@@ -6,6 +6,8 @@ import json
 import numpy as np
 import pytest
 
+from vision.data.images import read_image
+from vision.evaluation.curves import draw_curves
 from vision.evaluation.report import ClassResult, Counts, Report, precision_recall
 
 CAT = ClassResult(
@@ -85,3 +87,12 @@ def test_json_and_csv(tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows] == ["cat", "owl", "all"]
     assert float(rows[0]["ap"]) == 0.75 and rows[1]["ap"] == ""
+
+
+def test_curves_are_drawn(tmp_path):
+    empty = read_image(draw_curves(Report("VOC AP", 0.5, 0, [NOBODY]), tmp_path / "empty.png"))
+    picture = read_image(draw_curves(REPORT, tmp_path / "new" / "curves.png"))
+    assert picture.shape == empty.shape
+    # recall 0..0.25 at precision 1: the upper edge of the plot is in the class's colour there, not beyond
+    row = np.abs(picture[50].astype(int) - empty[50]).sum(axis=1) > 60
+    assert row[60:165].all() and not row[200:500].any()
