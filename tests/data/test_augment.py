@@ -33,7 +33,7 @@ PERCENTS = (5, 25, 50, 75, 95)
 NO_BOXES = np.zeros((0, 4))
 
 
-def make_sample(path, boxes=(), size=None, difficult=None):
+def make_sample(path, boxes=(), size=None, difficult=None, group=None):
     count = len(boxes)
     return Sample(
         id=Path(path).stem,
@@ -41,7 +41,7 @@ def make_sample(path, boxes=(), size=None, difficult=None):
         boxes=np.array(boxes, np.float32).reshape(-1, 4),
         labels=np.arange(1, count + 1, dtype=np.int64),
         difficult=np.zeros(count, bool) if difficult is None else np.array(difficult),
-        group=np.zeros(count, bool),
+        group=np.zeros(count, bool) if group is None else np.array(group),
         size=size,
     )
 
@@ -400,12 +400,12 @@ def test_it_travels_to_a_spawned_process(tmp_path):
             assert [part.tobytes() for part in far] == [part.tobytes() for part in make(sample, 1, 2)]
 
 
-def test_difficult_objects_are_not_learned(tmp_path):
+def test_difficult_objects_and_groups_are_not_learned(tmp_path):
     path = tmp_path / "one.png"
     photograph(path)
     boxes = [(10, 10, 60, 60), (100, 100, 200, 200)]
     some = make_sample(path, boxes, (240, 320), [True, False])
-    none = make_sample(path, boxes, (240, 320), [True, True])
+    none = make_sample(path, boxes, (240, 320), [True, False], [False, True])
     assert Resized((50, 50))(some)[2].tolist() == [2]
     assert all(2 in Augmentation((50, 50))(some, 0, index)[2] for index in range(20))
     for index in range(20):

@@ -10,6 +10,7 @@ from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple, Union
 import numpy as np
 
 from vision.data.labels import read_labels, suggest, with_background
+from vision.data.open_images import is_open_images, read_open_images
 from vision.data.sample import Dataset, Finding, Sample
 from vision.data.voc import is_voc, read_voc
 from vision.errors import UserError
@@ -32,7 +33,14 @@ class Format(NamedTuple):
     read: Callable[[Path, str, Optional[Sequence[str]], int], Dataset]
 
 
-FORMATS: Tuple[Format, ...] = (Format("voc", is_voc, read_voc),)
+def _read_open_images(root: Path, split: str, classes: Optional[Sequence[str]], seed: int) -> Dataset:
+    return read_open_images(root, split, classes)  # its splits are never drawn
+
+
+FORMATS: Tuple[Format, ...] = (
+    Format("voc", is_voc, read_voc),
+    Format("open_images", is_open_images, _read_open_images),
+)
 """A new format is one line here."""
 
 NOTES = frozenset({"exif-rotated", "random-split", "shared-split"})

@@ -292,9 +292,9 @@ def random_stream(seed: int, epoch: int, index: int) -> np.random.Generator:
 
 
 def _to_learn(sample: Sample) -> Tuple[np.ndarray, np.ndarray]:
-    """Boxes (float64) and labels without difficult objects, as in the original."""
-    easy = ~np.asarray(sample.difficult, bool)
-    return sample.boxes[easy].astype(np.float64), sample.labels[easy]
+    """Boxes (float64) and labels of single, not difficult objects: what counts in evaluation."""
+    counts = ~np.asarray(sample.difficult | sample.group, bool)
+    return sample.boxes[counts].astype(np.float64), sample.labels[counts]
 
 
 @dataclass(frozen=True)
