@@ -1,9 +1,11 @@
 """Files of weights, and how they get into a net: whole detectors, other class counts, backbones."""
 
 import difflib
+import functools
 import logging
 import pickle
 import re
+import warnings
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +46,9 @@ def read_file(path: PathLike) -> Any:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     _check_head(path, head)
     try:
-        return torch.load(str(path), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about old pickles; what is wrong with them is said below
+            return torch.load(str(path), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
         if not found:
@@ -333,18 +337,17 @@ def _hint(net: SSD, state: State) -> str:
 
 def nets_that_fit(state: State) -> List[str]:
     """Names of the nets, in their default form, that have the trunk of `state` (keys and shapes)."""
-    fitting = []
-    for name in net_names():
-        with torch.device("meta"):
-            own = SSD(net_spec(name), 2).state_dict()
-        of_trunk = {
-            k: t.shape for k, t in own.items() if k.startswith(("base_net.", "extras.", "regression"))
-        }
-        if all(
-            key in state and state[key].shape == s for key, s in of_trunk.items() if "_tracked" not in key
-        ):
-            fitting.append(name)
-    return fitting
+    shapes = {key: t.shape for key, t in state.items()}
+    return [name for name in net_names() if _trunk_shapes(name).items() <= shapes.items()]
+
+
+@functools.lru_cache(maxsize=None)
+def _trunk_shapes(name: str) -> Dict[str, torch.Size]:
+    """Key -> shape of what every file of the net `name` holds, however many classes it is for."""
+    with torch.device("meta"):
+        own = SSD(net_spec(name), 2).state_dict()
+    trunk = ("base_net.", "extras.", "regression_headers.", "source_layer_add_ons.")
+    return {k: t.shape for k, t in own.items() if k.startswith(trunk) and not k.endswith("_tracked")}
 
 
 # --- backbones ----------------------------------------------------------------------------------------------
