@@ -260,15 +260,27 @@ def _scale(image: np.ndarray, factor: float, offset: float, channels: Sequence[i
     return cv2.transform(image, matrix)
 
 
-def _shift_hue(image: np.ndarray, saturation: float, hue: float) -> np.ndarray:
-    """Saturation times a factor and hue plus degrees, through 8-bit HSV with a hue of 256 steps."""
+def _shift_hue(image: np.ndarray, degrees: float) -> np.ndarray:
+    """The hue turned, through 8-bit HSV with a hue of 256 steps, which wrap by themselves."""
+    steps = round(degrees * 256 / 360) % 256
+    if steps == 0:
+        return image
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-    steps = np.arange(256)
-    table = np.empty((1, 256, 3), np.uint8)
-    table[0, :, 0] = (steps + round(hue * 256 / 360)) % 256
-    table[0, :, 1] = np.minimum(steps * saturation + 0.5, 255)
-    table[0, :, 2] = steps
-    return cv2.cvtColor(cv2.LUT(hsv, table), cv2.COLOR_HSV2RGB_FULL)
+    hsv[..., 0] += np.uint8(steps)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+
+
+def _scale_saturation(image: np.ndarray, factor: float) -> np.ndarray:
+    """HSV saturation times a factor, without going through HSV: channel -> V - factor * (V - channel).
+
+    V, the largest channel, and the hue stay. Where the saturation would leave its range, the smallest channel is
+    clipped to 0.
+    """
+    if factor == 1:
+        return image
+    red, green, blue = cv2.split(image)
+    value = cv2.max(cv2.max(red, green), blue)
+    return cv2.addWeighted(image, factor, cv2.merge((value, value, value)), 1 - factor, 0)
 
 
 def recolour(image: np.ndarray, colour: Colour) -> np.ndarray:
@@ -278,7 +290,8 @@ def recolour(image: np.ndarray, colour: Colour) -> np.ndarray:
     if colour.saturation == 1 and colour.hue == 0:
         return _scale(image, colour.contrast, colour.contrast * colour.brightness, colour.channels)
     image = _scale(image, first, first * colour.brightness, PERMUTATIONS[0])
-    return _scale(_shift_hue(image, colour.saturation, colour.hue), last, 0.0, colour.channels)
+    image = _scale_saturation(_shift_hue(image, colour.hue), colour.saturation)
+    return _scale(image, last, 0.0, colour.channels)
 
 
 # --- from a sample to an example ----------------------------------------------------------------------------
