@@ -140,7 +140,8 @@ class ModelCard:
         weights_sha256: of the trained weights.
         data: what the net was trained on ("name", "sha256", ...).
         metrics: for people ("mean_ap").
-        self_test: None when there is none (form "nms").
+        self_test: None when there is none (where the rows of the output stand in no fixed order: form "nms", and
+            `suppressed`).
 
     Raises UserError at birth when the values cannot be right.
     """

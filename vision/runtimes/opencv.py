@@ -65,7 +65,14 @@ def load(
         raise UserError(f"{model.path}: {runtime} cannot load it ({_reason(error)}). {ELSE}") from error
     slack = 1.0 if target == "cpu" else 20.0
     return finish(
-        model, _infer(graph, model), runtime, target.upper(), batch_size, batch=1, slack=slack, hint=ELSE
+        model,
+        _infer(graph, model),
+        runtime,
+        target.upper(),
+        batch_size,
+        batch=model.batch or 1,
+        slack=slack,
+        hint=ELSE,
     )
 
 
