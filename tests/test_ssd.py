@@ -93,9 +93,11 @@ def test_priors_are_the_originals_bit_for_bit(case, run):
 @pytest.mark.parametrize("case", NETS)
 def test_outputs_are_the_originals(case, run):
     _, numbers, ours, _ = run(case)
-    # reference/README.md: the tolerance of a correct float32 implementation
-    loose = 1e-3 if case == "mb2-ssd-lite_onnx" else 2e-4
-    tolerances = {"logits": loose, "locations": loose, "confidences": 2e-5, "boxes": 5e-4}
+    # reference/README.md: the tolerance of a correct float32 implementation. Without ReLU6 the values grow, and
+    # the original's own float32 confidences are 2.8e-5 from its float64 ones (manifest.json), hence more there.
+    unbounded = case == "mb2-ssd-lite_onnx"
+    logits, confidences = (1e-3, 1e-4) if unbounded else (2e-4, 2e-5)
+    tolerances = {"logits": logits, "locations": logits, "confidences": confidences, "boxes": 5e-4}
     for key, tolerance in tolerances.items():
         difference = np.abs(ours[key][:, numbers["index"]] - numbers[key]).max()
         assert difference <= tolerance, key
