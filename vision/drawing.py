@@ -53,22 +53,46 @@ def _corners(box: np.ndarray, shape: Tuple[int, ...]) -> Optional[Tuple[int, int
     return x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)
 
 
-def _tag(
-    canvas: np.ndarray, text: str, corners: Tuple[int, int, int, int], colour: Colour, scale: float
-) -> None:
-    """A name on a ground of its colour: on top of the box, or inside it where there is no room; in place."""
-    height, width = canvas.shape[:2]
-    stroke = max(1, round(scale * 1.8))
-    (text_width, text_height), below = cv2.getTextSize(text, _FONT, scale, stroke)
-    pad = max(2, round(text_height * 0.35))
-    box_height, box_width = text_height + below // 2 + 2 * pad, text_width + 2 * pad
-    x1, y1, _, _ = corners
-    left = int(np.clip(x1, 0, max(0, width - box_width)))
-    top = y1 - box_height
-    if top < 0:
-        top = int(np.clip(y1, 0, max(0, height - box_height)))
-    cv2.rectangle(canvas, (left, top), (left + box_width - 1, top + box_height - 1), colour, cv2.FILLED)
-    cv2.putText(canvas, text, (left + pad, top + pad + text_height), _FONT, scale, _INK, stroke, cv2.LINE_AA)
+class _Tags:
+    """Names on grounds of their colours, beside their boxes and, where there is room, not over each other."""
+
+    def __init__(self, canvas: np.ndarray, scale: float) -> None:
+        self.canvas = canvas
+        self.scale = scale
+        self.stroke = max(1, round(scale * 1.8))
+        self.taken: List[Tuple[int, int, int, int]] = []
+
+    def _place(self, corners: Tuple[int, int, int, int], size: Tuple[int, int]) -> Tuple[int, int]:
+        """(left, top) of a tag of `size` (width, height): the first place that is free, else the first.
+
+        On top of the box, inside it above or below, or under it.
+        """
+        x1, y1, x2, y2 = corners
+        most_left, most_top = self.canvas.shape[1] - size[0], self.canvas.shape[0] - size[1]
+        places = []
+        for top in (y1 - size[1], y1, y2 - size[1] + 1, y2 + 1):
+            for left in (x1, x2 - size[0] + 1):
+                if 0 <= top <= most_top:
+                    places.append((int(np.clip(left, 0, max(0, most_left))), top))
+        for left, top in places:
+            if not any(
+                left < other[2] and other[0] < left + size[0] and top < other[3] and other[1] < top + size[1]
+                for other in self.taken
+            ):
+                return left, top
+        here = int(np.clip(x1, 0, max(0, most_left))), int(np.clip(y1, 0, max(0, most_top)))
+        return places[0] if places else here
+
+    def add(self, text: str, corners: Tuple[int, int, int, int], colour: Colour) -> None:
+        """Draw one tag."""
+        (width, height), below = cv2.getTextSize(text, _FONT, self.scale, self.stroke)
+        pad = max(2, round(height * 0.35))
+        size = width + 2 * pad, height + below // 2 + 2 * pad
+        left, top = self._place(corners, size)
+        self.taken.append((left, top, left + size[0], top + size[1]))
+        cv2.rectangle(self.canvas, (left, top), (left + size[0] - 1, top + size[1] - 1), colour, cv2.FILLED)
+        place = (left + pad, top + pad + height)
+        cv2.putText(self.canvas, text, place, _FONT, self.scale, _INK, self.stroke, cv2.LINE_AA)
 
 
 def draw_boxes(
@@ -93,7 +117,7 @@ def draw_boxes(
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     numbers = _labels_of(names) if labels is None else [int(label) for label in labels]
     side = min(canvas.shape[:2]) ** 0.5 * max(canvas.shape[:2]) ** 0.5
-    thickness = max(1, round(side / 200))
+    thickness = max(2, round(side / 250)) if side > 150 else 1
     scale = max(0.35, side / 42 / _FONT_HEIGHT)
 
     # Small boxes last, so that big ones do not cover them; the best-scored of equal ones on top.
@@ -101,13 +125,14 @@ def draw_boxes(
     order = np.argsort(-np.nan_to_num(sides[:, 0] * sides[:, 1]), kind="stable")
     placed = [(row, corners) for row in order for corners in [_corners(boxes[row], canvas.shape)] if corners]
     for row, (x1, y1, x2, y2) in placed:
-        # A dark edge lets the line be seen on a ground of its own colour.
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), _INK, thickness + 2)
+        if thickness > 1:  # a dark edge lets the line be seen on a ground of its own colour
+            cv2.rectangle(canvas, (x1, y1), (x2, y2), _INK, thickness + 2)
         cv2.rectangle(canvas, (x1, y1), (x2, y2), colour_of(numbers[row]), thickness)
-    for row, corners in placed:
+    tags = _Tags(canvas, scale)
+    for row, corners in reversed(placed):
         text = names[row] if scores is None else f"{names[row]} {scores[row]:.2f}".strip()
         if text:
-            _tag(canvas, _printable(text), corners, colour_of(numbers[row]), scale)
+            tags.add(_printable(text), corners, colour_of(numbers[row]))
     return canvas
 
 

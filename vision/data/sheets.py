@@ -16,6 +16,9 @@ Item = Tuple[np.ndarray, np.ndarray, np.ndarray]
 
 CELL = 300
 GAP = 8
+SMALLEST_NAMED = 32
+"""Pixels of a cell: narrower boxes get no name."""
+
 GROUND = 24
 """Grey level between the pictures."""
 
@@ -53,10 +56,11 @@ def contact_sheet(
         longest = max(height, width)
         part = np.array([width, height, width, height], np.float64) * CELL / longest
         corner = (CELL - part[[0, 1, 0, 1]]) // 2
-        names = [classes[int(label)] for label in labels]
-        cells.append(
-            draw_boxes(cell, boxes * part + corner, names, labels=[int(label) - 1 for label in labels])
-        )
+        placed = boxes * part + corner
+        # On tiny objects the colour must do: names would hide them.
+        wide = placed[:, 2] - placed[:, 0] >= SMALLEST_NAMED
+        names = [classes[int(label)] if named else "" for label, named in zip(labels, wide)]
+        cells.append(draw_boxes(cell, placed, names, labels=labels.tolist()))
     if not cells:
         raise UserError(f"{path}: no picture to put on the sheet")
 
