@@ -1,0 +1,1 @@
+"""Exported files: each exporter runs what it wrote and compares, before it leaves a file behind."""

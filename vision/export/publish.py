@@ -1,0 +1,90 @@
+"""From an export in memory to files: verified first, then put in place, all or none."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional, Sequence
+
+from vision.card import sidecar
+from vision.data import open_dataset
+from vision.data.labels import write_labels
+from vision.detector import Detector
+from vision.export.files import replaced, write_text
+from vision.export.onnx import Exported
+from vision.export.source import Source
+from vision.export.verify import Verification, compare_mean_ap, photographs, verify
+from vision.runtimes.pytorch import TorchRun, pick_device
+
+log = logging.getLogger(__name__)
+
+LABELS = "labels.txt"
+
+
+@dataclass
+class Published:
+    """What stands on the disk.
+
+    Attributes:
+        model, card, labels: the ONNX file, the JSON beside it, the label file.
+        verification: None when nobody wanted one.
+    """
+
+    model: Path
+    card: Path
+    labels: Path
+    verification: Optional[Verification]
+
+
+def publish(exported: Exported, source: Source, output: Path, verification: str = "true") -> Published:
+    """Verify an export and write the file, its JSON and its labels.
+
+    Args:
+        source: what was exported.
+        output: where the ONNX file goes.
+        verification: "true", "false", or the folder of a data set whose test split is evaluated on both.
+
+    Raises UserError, and leaves what was there, when the export is not right or the disk refuses.
+    """
+    warn_of_detectnet(source.classes)
+    result = None
+    with replaced(output) as temporary:
+        temporary.write_bytes(exported.model.SerializeToString(deterministic=True))
+        if verification.lower() in ("true", "1", "yes", "on"):
+            result = verify(exported, temporary, source.net, source.input)
+        elif verification.lower() not in ("false", "0", "no", "off"):
+            result = verify_on(exported, temporary, source, verification)
+    write_text(sidecar(output), exported.card.to_json() + "\n")
+    return Published(output, sidecar(output), publish_labels(source.classes, output), result)
+
+
+def verify_on(exported: Exported, path: Path, source: Source, folder: str) -> Verification:
+    """`verify` on photographs of a data set, and mAP of its test split."""
+    dataset = open_dataset([folder], "test")
+    result = verify(exported, path, source.net, source.input, photographs(dataset))
+    torch_run = TorchRun(source.net, pick_device("cpu"))
+    detector = Detector(torch_run, source.input, source.classes, "torch")
+    # A file with NMS inside gives nothing below its own threshold.
+    threshold = exported.card.threshold if exported.card.form == "nms" else 0.01
+    result.mean_ap = compare_mean_ap(path, detector, dataset, threshold)
+    return result
+
+
+def publish_labels(classes: Sequence[str], output: Path) -> Path:
+    """Write the label file beside the model; one that is there and says something else is not overwritten."""
+    place = output.parent / LABELS
+    if place.exists() and place.read_bytes() != ("\n".join(classes) + "\n").encode("utf-8"):
+        place = output.with_name(f"{output.stem}-{LABELS}")
+    with replaced(place) as temporary:
+        write_labels(temporary, classes)
+    return place
+
+
+def warn_of_detectnet(classes: Sequence[str]) -> None:
+    """NVIDIA's detectNet reads meaning into some names."""
+    for name in classes[1:]:
+        if name.lower() == "void":
+            log.warning("class %r: NVIDIA's detectNet never shows a class of this name", name)
+        elif len(name) > 10 and name[0] == "n" and name[9] == " ":
+            log.warning(
+                "class %r: NVIDIA's detectNet takes its first nine letters for an ImageNet number", name
+            )
