@@ -37,7 +37,7 @@ def test_boxes_are_drawn_into_the_picture_and_not_into_its_frame(tmp_path):
 
 
 def test_odd_pictures(tmp_path):
-    odd = [item(1, 1), item(1, 500, [(0, 0, 1, 1)], [1]), item(700, 3, [(-1, -1, 2, 2)], [2])]
+    odd = [item(1, 2), item(1, 500, [(0, 0, 1, 1)], [1]), item(700, 3, [(-1, -1, 2, 2)], [2])]
     assert contact_sheet(odd, CLASSES, tmp_path / "sheet.jpg").is_file()
 
 

@@ -213,9 +213,10 @@ _REDUCED = {
 
 
 def _decode(data: bytes, flags: int) -> np.ndarray:
-    """Coded bytes to BGR uint8 (H, W, 3). Raises Broken."""
+    """Coded bytes to RGB uint8 (H, W, 3). Raises Broken."""
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        image = None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     except cv2.error as error:
         reason = (error.err or str(error)).strip()
         raise Broken("unreadable-image", f"OpenCV cannot decode it ({reason})") from error
@@ -267,6 +268,4 @@ def read_image(path: PathLike, reduce: int = 1, size: Optional[Size] = None) -> 
     except Broken as broken:
         raise UserError(f"{path}: {broken.reason}") from broken
     rest = reduce // by_decoder
-    if rest > 1:
-        image = shrink(image, rest, rest)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return shrink(image, rest, rest) if rest > 1 else image
