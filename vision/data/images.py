@@ -57,7 +57,7 @@ class Header(NamedTuple):
         return declared is not None and declared != self.size and declared == self.upright_size
 
 
-class Broken(Exception):  # noqa: N818 (it says what the file is)
+class Broken(Exception):
     """Why a file is of no use (for readers, who turn it into a Finding or a UserError).
 
     Attributes: as in Finding; `reason` is its value.
@@ -179,7 +179,7 @@ def check_image(path: PathLike) -> Header:
     Raises Broken with code "missing-image", "unreadable-image" or "truncated-image".
     """
     try:
-        with open(str(path), "rb") as file:
+        with Path(path).open("rb") as file:
             header = _read_header(file)
             if header is not None:
                 _check_end(file, header)
