@@ -71,28 +71,33 @@ Corners = Tuple[float, float, float, float]
 # --- CSV ----------------------------------------------------------------------------------------------------
 
 
-def lines(path: Path) -> Iterator[Tuple[int, bytes]]:
-    """(line number from 1, line without its end) of a file of any size, in constant memory.
+def blocks(path: Path) -> Iterator[Tuple[int, bytes]]:
+    """(number of its first line, from 1; whole lines) of a file of any size, in constant memory.
 
     Raises UserError when the file cannot be read or a line is longer than 1 MB (then it is no CSV).
     """
-    number, tail = 0, b""
+    number, tail = 1, b""
     try:
         with path.open("rb") as file:
             for block in iter(lambda: file.read(BLOCK), b""):
-                complete = (tail + block).split(b"\n")
-                tail = complete.pop()
+                block = tail + block
+                end = block.rfind(b"\n") + 1
+                tail = block[end:]
+                if end:
+                    yield number, block[:end]
+                    number += block.count(b"\n")
                 if len(tail) > LONGEST_LINE:
-                    raise UserError(
-                        f"{path}: line {number + len(complete) + 1} is over 1 MB long; this is no CSV"
-                    )
-                for line in complete:
-                    number += 1
-                    yield number, line[:-1] if line.endswith(b"\r") else line
+                    raise UserError(f"{path}: line {number} is over 1 MB long; this is no CSV")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     if tail:
-        yield number + 1, tail.rstrip(b"\r")
+        yield number, tail
+
+
+def lines(path: Path) -> Iterator[Tuple[int, bytes]]:
+    """(line number from 1, line without its LF); otherwise like `blocks`."""
+    for first, block in blocks(path):
+        yield from enumerate((block[:-1] if block.endswith(b"\n") else block).split(b"\n"), start=first)
 
 
 def fields(line: bytes) -> List[str]:
@@ -101,7 +106,7 @@ def fields(line: bytes) -> List[str]:
     if '"' not in text:
         return [field.strip() for field in text.split(",")]
     try:
-        return [field.strip() for field in next(csv.reader([text], strict=True))]
+        return [field.strip() for field in next(csv.reader([text.rstrip("\r")], strict=True))]
     except (csv.Error, StopIteration):
         return []
 

@@ -130,7 +130,8 @@ def _resumable(url: str, part: Path, validator_file: Path) -> int:
 
 def _read_validator(path: Path) -> Tuple[str, str]:
     try:
-        url, etag = path.read_text(encoding="utf-8").splitlines()[:2]
+        with path.open(encoding="utf-8") as file:
+            url, etag = file.read(4096).splitlines()[:2]
     except (OSError, ValueError):
         return "", ""
     return url, etag
