@@ -7,7 +7,9 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from vision import cli
 from vision.cli import option
+from vision.data.images import read_image
 from vision.errors import UserError
+from vision.export.bundle import write_bundle
 from vision.export.onnx import EXPORTERS, TARGETS, Exported, Plan, export
 from vision.export.publish import publish
 from vision.export.source import Source, best_checkpoint, open_source
@@ -61,6 +63,9 @@ class ExportOptions:
         metavar="DIR",
     )
     bundle: str = option("", "also write a deployment folder here", metavar="DIR")
+    picture: str = option(
+        "", "test picture of the bundle (default: of the data of --verify, else painted)", metavar="FILE"
+    )
 
     def __post_init__(self) -> None:
         given = [*self.model, *(value for value in (self.input,) if value)]
@@ -153,6 +158,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(published.verification)
     print(f"Wrote {output} ({output.stat().st_size / 1e6:.1f} MB, {describe(exported)})")
     print(f"Wrote {published.labels}")
+    if options.bundle:
+        picture = read_image(options.picture) if options.picture else published.picture
+        print(f"Wrote {write_bundle(options.bundle, output, exported.card, picture)}/")
     if exported.card.form == "detectnet" and not exported.card.dynamic_batch:
         print_detectnet(exported, output, published.labels)
     return 0

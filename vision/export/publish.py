@@ -3,21 +3,27 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Optional, Sequence, Tuple
+
+import numpy as np
 
 from vision.card import sidecar
-from vision.data import open_dataset
+from vision.data import Dataset, open_dataset
 from vision.data.labels import write_labels
 from vision.detector import Detector
+from vision.evaluation.inference import SCORE_THRESHOLD
 from vision.export.files import replaced, write_text
 from vision.export.onnx import Exported
 from vision.export.source import Source
-from vision.export.verify import Verification, compare_mean_ap, photographs, verify
+from vision.export.verify import Verification, compare_mean_ap, painted, photographs, verify
 from vision.runtimes.pytorch import TorchRun, pick_device
 
 log = logging.getLogger(__name__)
 
 LABELS = "labels.txt"
+
+YES, NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+"""Values of `--verify` that are no folder."""
 
 
 @dataclass
@@ -27,12 +33,14 @@ class Published:
     Attributes:
         model, card, labels: the ONNX file, the JSON beside it, the label file.
         verification: None when nobody wanted one.
+        picture: one of those that were compared, RGB uint8; painted where there were no photographs.
     """
 
     model: Path
     card: Path
     labels: Path
     verification: Optional[Verification]
+    picture: np.ndarray
 
 
 def publish(exported: Exported, source: Source, output: Path, verification: str = "true") -> Published:
@@ -46,27 +54,28 @@ def publish(exported: Exported, source: Source, output: Path, verification: str 
     Raises UserError, and leaves what was there, when the export is not right or the disk refuses.
     """
     warn_of_detectnet(source.classes)
-    result = None
+    result, pictures = None, painted()
     with replaced(output) as temporary:
         temporary.write_bytes(exported.model.SerializeToString(deterministic=True))
-        if verification.lower() in ("true", "1", "yes", "on"):
-            result = verify(exported, temporary, source.net, source.input)
-        elif verification.lower() not in ("false", "0", "no", "off"):
-            result = verify_on(exported, temporary, source, verification)
+        word = verification.strip().lower()
+        if word in YES:
+            result = verify(exported, temporary, source.net, source.input, pictures)
+        elif word not in NO:
+            dataset = open_dataset([verification], "test")
+            pictures = photographs(dataset)
+            result = verify(exported, temporary, source.net, source.input, pictures)
+            result.mean_ap = _mean_ap(exported, temporary, source, dataset)
     write_text(sidecar(output), exported.card.to_json() + "\n")
-    return Published(output, sidecar(output), publish_labels(source.classes, output), result)
+    labels = publish_labels(source.classes, output)
+    return Published(output, sidecar(output), labels, result, pictures[0])
 
 
-def verify_on(exported: Exported, path: Path, source: Source, folder: str) -> Verification:
-    """`verify` on photographs of a data set, and mAP of its test split."""
-    dataset = open_dataset([folder], "test")
-    result = verify(exported, path, source.net, source.input, photographs(dataset))
+def _mean_ap(exported: Exported, path: Path, source: Source, dataset: Dataset) -> Tuple[float, float]:
     torch_run = TorchRun(source.net, pick_device("cpu"))
     detector = Detector(torch_run, source.input, source.classes, "torch")
     # A file with NMS inside gives nothing below its own threshold.
-    threshold = exported.card.threshold if exported.card.form == "nms" else 0.01
-    result.mean_ap = compare_mean_ap(path, detector, dataset, threshold)
-    return result
+    threshold = exported.card.threshold if exported.card.form == "nms" else SCORE_THRESHOLD
+    return compare_mean_ap(path, detector, dataset, threshold)
 
 
 def publish_labels(classes: Sequence[str], output: Path) -> Path:
