@@ -24,6 +24,7 @@ FLOORS = {
     "vision.open_images": 2,
     "vision.runtimes": 2,
     "vision.live": 2,
+    "vision.doctor": 2,
     "vision.nets": 3,
     "vision.ssd": 4,
     "vision.matching": 4,

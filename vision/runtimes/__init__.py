@@ -1,6 +1,7 @@
 """What runs a net. One module for each runtime, imported only when it is asked for.
 
-Such a module has `load(path, labels, net, size, device, **options) -> Detector`.
+Such a module has `load(path, labels, net, size, device, **options) -> Detector` and `devices() -> names`, which
+its device or provider takes.
 """
 
 import importlib

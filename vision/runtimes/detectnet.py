@@ -53,6 +53,11 @@ def load(
     return DetectNet(inner, clustering)
 
 
+def devices() -> List[str]:
+    """Of ONNX Runtime, which runs the net."""
+    return onnx_runtime.devices()
+
+
 def check_contract(path: Union[str, Path]) -> None:
     """Raise UserError for a file that detectNet cannot use, saying what it wants."""
     header = read_header(path)

@@ -77,6 +77,12 @@ def load(
     )
 
 
+def devices() -> List[str]:
+    """Names that `provider` takes here, as ONNX Runtime was built; drivers may still be missing."""
+    available = onnxruntime.get_available_providers()
+    return [short for short, full in PROVIDERS.items() if full in available]
+
+
 def choose_provider(name: Optional[str], available: List[str]) -> str:
     """ONNX Runtime's name of a provider. Raises UserError for one that is not there."""
     if name is None:

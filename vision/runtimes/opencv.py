@@ -104,6 +104,11 @@ def check_version(version: str, model: Exported) -> None:
         log.warning("%s; compare with another runtime before you trust it", message)
 
 
+def devices() -> List[str]:
+    """Names that `provider` takes here."""
+    return [target for target in TARGETS if _is_there(target)]
+
+
 def choose_target(name: Optional[str]) -> str:
     """A name of TARGETS. Raises UserError for one that is not there."""
     if name is None:
@@ -112,7 +117,7 @@ def choose_target(name: Optional[str]) -> str:
     if known not in TARGETS:
         raise UserError(f"OpenCV has no target {name!r}; known: {', '.join(TARGETS)}")
     if not _is_there(known):
-        there = ", ".join(one for one in TARGETS if _is_there(one))
+        there = ", ".join(devices())
         raise UserError(f"this OpenCV ({cv2.__version__}) was built without {name}; there are: {there}")
     return known
 

@@ -59,6 +59,11 @@ def load(
     return finish(model, _infer(compiled, model), runtime, where, batch_size, slack=slack)
 
 
+def devices() -> List[str]:
+    """Names that `provider` takes here."""
+    return list(openvino.Core().available_devices)
+
+
 def choose_device(name: Optional[str], available: List[str]) -> str:
     """OpenVINO's name of a device. Raises UserError for one that is not there."""
     if name is None:

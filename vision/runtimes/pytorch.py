@@ -2,7 +2,7 @@
 
 import copy
 from pathlib import Path
-from typing import Any, Optional, Tuple, Union
+from typing import Any, List, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ def load(
     size: Optional[Tuple[int, int]] = None,
     device: Optional[str] = None,
     batch_size: int = 8,
+    threads: Optional[int] = None,
     **net_options: Any,
 ) -> Detector:
     """A checkpoint -> Detector.
@@ -33,12 +34,22 @@ def load(
         labels: label file, for a checkpoint that does not know its classes.
         device: as torch names it; None is the first GPU, else the CPU.
         batch_size: images at once.
+        threads: of all of PyTorch in this process; None leaves them.
         net_options: of the net ("width_mult").
     """
     classes = read_labels(labels) if labels is not None else None
     ssd, names, spec = open_net(path, net=net, classes=classes, size=size, **net_options)
     where = pick_device(device)
+    if threads is not None:
+        if threads < 1:
+            raise UserError(f"{threads} threads are too few")
+        torch.set_num_threads(threads)
     return Detector(TorchRun(ssd, where), spec, names, f"{ssd.spec.name}, PyTorch on {where}", batch_size)
+
+
+def devices() -> List[str]:
+    """Names that `device` takes here."""
+    return ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
 
 
 class TorchRun:
