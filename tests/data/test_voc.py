@@ -179,6 +179,8 @@ def test_an_unknown_class_is_dropped_with_a_hint(tree, name, hint):
         ((11, 21, 200, 51), "clipped-box", (10, 20, 80, 50)),
         ((100, 21, 140, 51), "outside-box", None),
         ((-50, 21, -10, 51), "outside-box", None),
+        ((-3, 21, 1, 51), "outside-box", None),
+        ((81, 21, 90, 51), "outside-box", None),
         (("nan", 21, 41, 51), "bad-number", None),
         (("inf", 21, 41, 51), "bad-number", None),
         (("1e300", 21, 41, 51), "bad-number", None),
