@@ -18,7 +18,7 @@ from vision import checkpoint as checkpoints
 from vision.checkpoint import Checkpoint
 from vision.config import LAST, TrainConfig
 from vision.data import open_dataset, summary
-from vision.data.augment import Augmentation, Resized
+from vision.data.augment import Augmentation, Resized, apply_gain
 from vision.data.balance import balanced
 from vision.data.labels import read_labels, write_labels
 from vision.data.sample import Dataset
@@ -127,7 +127,7 @@ def make_schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:
         horizon,
         tuple(round(epoch * steps_per_epoch) for epoch in config.milestone_epochs()),
         config.gamma,
-        config.warmup if config.warmup >= 0 else min(500, total // 10),
+        config.warmup if config.warmup >= 0 else min(500, horizon // 10),
     )
 
 
@@ -179,7 +179,7 @@ def validate(
     found: List[Detections] = []
     for batch in tqdm(loader, desc="validate", leave=False, disable=None):
         batch = batch.to(device)
-        logits, locations = net(to_blob(batch.images, spec))
+        logits, locations = net(to_blob(batch, spec))
         labels, targets = match(batch.boxes, batch.labels, net.priors, net.spec.variances)
         losses.append(tuple(float(part) for part in criterion(logits, locations, labels, targets)))  # type: ignore
         if mean_ap:
@@ -431,7 +431,7 @@ class Trainer:
 
     def _losses(self, batch: Batch) -> Tuple[Tensor, Tensor]:
         labels, targets = match(batch.boxes, batch.labels, self.net.priors, self.net.spec.variances)
-        blob = to_blob(batch.images, self.input).contiguous(memory_format=self.precision.memory_format)
+        blob = to_blob(batch, self.input).contiguous(memory_format=self.precision.memory_format)
         with self.precision.autocast():
             logits, locations = self.net(blob)
         return self.criterion(logits, locations, labels, targets)
@@ -444,6 +444,7 @@ class Trainer:
         np.savez_compressed(
             path,
             images=batch.images.numpy(),
+            gains=batch.gains.numpy(),
             boxes=batch.boxes.numpy(),
             labels=batch.labels.numpy(),
             ids=np.array(batch.ids),
@@ -655,10 +656,8 @@ def save_samples(dataset: Dataset, augment: Augmentation, folder: Path, count: i
     folder.mkdir(parents=True, exist_ok=True)
     items = []
     for number in range(min(count, len(dataset))):
-        image, boxes, labels = augment(dataset.samples[number], 0, number)
-        height, width = image.shape[:2]
-        pixels = boxes * np.array([width, height, width, height], np.float32)
-        items.append((image, pixels, labels))
+        image, boxes, labels, gain = augment(dataset.samples[number], 0, number)
+        items.append((apply_gain(image, gain), boxes, labels))
     path = folder / "augmented.jpg"
     contact_sheet(items, dataset.classes, path)
     return path

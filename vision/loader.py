@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from vision.data.augment import Example
 from vision.data.sample import Sample
 from vision.spec import InputSpec
 
 Key = Tuple[int, int]
 """(epoch, number of the sample): all that the randomness of an example depends on, besides the seed."""
 
-Example = Tuple[np.ndarray, np.ndarray, np.ndarray, str]
-"""RGB uint8 (H, W, 3), corner boxes as fractions (G, 4), labels (G,), id of the sample."""
-
-Transform = Callable[[Sample, int, int], Tuple[np.ndarray, np.ndarray, np.ndarray]]
+Transform = Callable[[Sample, int, int], Example]
+"""(sample, epoch, number) -> what the net learns from it."""
 
 
 @dataclass
@@ -28,12 +27,14 @@ class Batch:
 
     Attributes:
         images: uint8 (N, H, W, 3), RGB. Normalised on the device, see `to_blob`.
+        gains: float32 (N,), a factor on each image's pixels.
         boxes: float32 (N, G, 4), corners, fractions; padded with zeros.
         labels: int64 (N, G); padded with 0.
         ids: of the N samples.
     """
 
     images: Tensor
+    gains: Tensor
     boxes: Tensor
     labels: Tensor
     ids: List[str]
@@ -43,19 +44,22 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """Called by the loader where copies to a GPU should overlap."""
-        return Batch(self.images.pin_memory(), self.boxes.pin_memory(), self.labels.pin_memory(), self.ids)
+        return Batch(*(tensor.pin_memory() for tensor in self._tensors()), self.ids)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        moved = [tensor.to(device, non_blocking=True) for tensor in (self.images, self.boxes, self.labels)]
-        return Batch(*moved, self.ids)
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self._tensors()), self.ids)
+
+    def _tensors(self) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.images, self.gains, self.boxes, self.labels
 
 
-def to_blob(images: Tensor, spec: InputSpec) -> Tensor:
-    """uint8 (N, H, W, 3) on any device -> normalised float32 (N, 3, H, W) there, channels last in memory."""
-    mean = torch.tensor(spec.mean, device=images.device)
-    std = torch.tensor(spec.std, device=images.device)
-    return ((images.float() - mean) / std).permute(0, 3, 1, 2)
+def to_blob(batch: Batch, spec: InputSpec) -> Tensor:
+    """The images, on whatever device -> normalised float32 (N, 3, H, W) there, channels last in memory."""
+    device = batch.images.device
+    mean, std = torch.tensor(spec.mean, device=device), torch.tensor(spec.std, device=device)
+    pixels = batch.images.float() * batch.gains[:, None, None, None]
+    return ((pixels - mean) / std).permute(0, 3, 1, 2)
 
 
 class Examples:
@@ -68,16 +72,16 @@ class Examples:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: Key) -> Example:
+    def __getitem__(self, key: Key) -> Tuple[Example, str]:
         epoch, number = key
         sample = self.samples[number]
-        image, boxes, labels = self.transform(sample, epoch, number)
-        return image, boxes, labels, sample.id
+        return self.transform(sample, epoch, number), sample.id
 
 
-def collate(examples: Sequence[Example]) -> Batch:
+def collate(examples: Sequence[Tuple[Example, str]]) -> Batch:
     """Stack images and pad objects to the longest list."""
-    images, boxes, labels, ids = zip(*examples)
+    ids = [sample_id for _, sample_id in examples]
+    images, boxes, labels, gains = zip(*(example for example, _ in examples))
     longest = max(len(of_image) for of_image in labels)
     padded_boxes = np.zeros((len(ids), longest, 4), np.float32)
     padded_labels = np.zeros((len(ids), longest), np.int64)
@@ -86,9 +90,10 @@ def collate(examples: Sequence[Example]) -> Batch:
         padded_labels[i, : len(of_labels)] = of_labels
     return Batch(
         torch.from_numpy(np.stack(images)),
+        torch.from_numpy(np.stack(gains)),
         torch.from_numpy(padded_boxes),
         torch.from_numpy(padded_labels),
-        list(ids),
+        ids,
     )
 
 

@@ -2,7 +2,9 @@
 
 Expand, crop and flip are drawn on the boxes. What they leave is one window, a rectangle in the photograph (larger
 than it after an expansion, smaller after a crop), which becomes the net's input. So the photograph is decoded at
-no higher resolution than the window needs, warped once to the input size, and coloured there as uint8.
+no higher resolution than the window needs, warped once to the input size, and coloured there as uint8. Only
+contrast stays out of the pixels: it leaves 0..255, so it travels beside them as a gain, to be applied in floating
+point where the net normalises its input.
 
 Everything random is a function of (seed, epoch, index) alone, so that neither the number of workers nor the
 step at which a run was resumed changes a pixel.
@@ -19,8 +21,8 @@ from vision.data.images import Size, image_size, read_image, shrink
 from vision.data.sample import Sample
 from vision.errors import UserError
 
-Example = Tuple[np.ndarray, np.ndarray, np.ndarray]
-"""RGB uint8 (h, w, 3); corner boxes as fractions, float32 (G, 4); labels, int64 (G,)."""
+Example = Tuple[np.ndarray, np.ndarray, np.ndarray, np.float32]
+"""RGB uint8 (h, w, 3); corner boxes as fractions, float32 (G, 4); labels, int64 (G,); gain of the pixels."""
 
 # --- geometry, on boxes alone -------------------------------------------------------------------------------
 
@@ -222,8 +224,11 @@ PERMUTATIONS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)
 class Colour:
     """One drawn change of colour: value = contrast * (value + brightness), with saturation and hue in between.
 
+    The original draws whether contrast comes before or behind saturation and hue. It is a factor on all three
+    channels and they do not depend on such a factor, so the order makes no difference.
+
     Attributes:
-        contrast_first: contrast stands before the change of saturation and hue, else behind it.
+        contrast: not for `recolour`, which must stay in 0..255, but for the net's input.
         hue: degrees.
         channels: the order in which R, G and B are put out.
     """
@@ -232,31 +237,29 @@ class Colour:
     contrast: float = 1.0
     saturation: float = 1.0
     hue: float = 0.0
-    contrast_first: bool = True
     channels: Tuple[int, int, int] = PERMUTATIONS[0]
 
 
 def draw_colour(rng: np.random.Generator) -> Colour:
     """Photometric distortion with the original's ranges; each part with probability 1/2."""
-    drawn = rng.random(6) < 0.5
+    drawn = rng.random(5) < 0.5
     values = rng.random(4)
     return Colour(
         brightness=BRIGHTNESS * (2 * values[0] - 1) if drawn[0] else 0.0,
         contrast=CONTRAST[0] + (CONTRAST[1] - CONTRAST[0]) * values[1] if drawn[1] else 1.0,
         saturation=SATURATION[0] + (SATURATION[1] - SATURATION[0]) * values[2] if drawn[2] else 1.0,
         hue=HUE * (2 * values[3] - 1) if drawn[3] else 0.0,
-        contrast_first=bool(drawn[4]),
-        channels=PERMUTATIONS[int(rng.integers(6))] if drawn[5] else PERMUTATIONS[0],
+        channels=PERMUTATIONS[int(rng.integers(6))] if drawn[4] else PERMUTATIONS[0],
     )
 
 
-def _scale(image: np.ndarray, factor: float, offset: float, channels: Sequence[int]) -> np.ndarray:
-    """factor * value + offset on reordered channels, rounded and clipped to 0..255, in one pass."""
-    if factor == 1 and offset == 0 and tuple(channels) == PERMUTATIONS[0]:
+def _brighten(image: np.ndarray, offset: float, channels: Sequence[int]) -> np.ndarray:
+    """value + offset on reordered channels, rounded and clipped to 0..255, in one pass."""
+    if offset == 0 and tuple(channels) == PERMUTATIONS[0]:
         return image
     matrix = np.zeros((3, 4), np.float32)
     matrix[:, 3] = offset
-    matrix[[0, 1, 2], list(channels)] = factor
+    matrix[[0, 1, 2], list(channels)] = 1
     return cv2.transform(image, matrix)
 
 
@@ -284,14 +287,17 @@ def _scale_saturation(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def recolour(image: np.ndarray, colour: Colour) -> np.ndarray:
-    """uint8 RGB (h, w, 3) -> uint8 RGB. Values are clipped to 0..255 (the original let them leave the range)."""
-    first = colour.contrast if colour.contrast_first else 1.0
-    last = 1.0 if colour.contrast_first else colour.contrast
+    """uint8 RGB (h, w, 3) -> uint8 RGB: all but the contrast. Values are clipped to 0..255."""
     if colour.saturation == 1 and colour.hue == 0:
-        return _scale(image, colour.contrast, colour.contrast * colour.brightness, colour.channels)
-    image = _scale(image, first, first * colour.brightness, PERMUTATIONS[0])
+        return _brighten(image, colour.brightness, colour.channels)
+    image = _brighten(image, colour.brightness, PERMUTATIONS[0])
     image = _scale_saturation(_shift_hue(image, colour.hue), colour.saturation)
-    return _scale(image, last, 0.0, colour.channels)
+    return _brighten(image, 0.0, colour.channels)
+
+
+def apply_gain(image: np.ndarray, gain: float) -> np.ndarray:
+    """uint8 RGB times the gain of an example, clipped to 0..255: for people; nets take it unclipped."""
+    return cv2.convertScaleAbs(image, alpha=float(gain))
 
 
 # --- from a sample to an example ----------------------------------------------------------------------------
@@ -342,11 +348,13 @@ class Augmentation:
         # Only the photograph is coloured: what is filled stays the mean, as in the original.
         out = recolour(part, colour) if part.size else part
         if out.shape[:2] != self.size:
-            out = _fill_up(out, (row, column), self.size, self.fill)
+            # Divided by the gain, so that it is the mean again where the gain has been applied.
+            fill = tuple(value / colour.contrast for value in self.fill)
+            out = _fill_up(out, (row, column), self.size, fill)
 
         moved = window.fractions(boxes[kept])
         solid = (moved[:, 2:] > moved[:, :2]).all(axis=1)
-        return out, moved[solid], labels[kept][solid]
+        return out, moved[solid], labels[kept][solid], np.float32(colour.contrast)
 
 
 @dataclass(frozen=True)
@@ -366,4 +374,4 @@ class Resized:
         height, width = image.shape[:2]
         window = Window(0, 0, width, height)
         image = cv2.resize(image, (self.size[1], self.size[0]), interpolation=cv2.INTER_LINEAR)
-        return image, window.fractions(boxes), labels
+        return image, window.fractions(boxes), labels, np.float32(1)

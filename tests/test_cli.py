@@ -1,0 +1,116 @@
+"""Flags from a dataclass, and errors as exit codes."""
+
+from dataclasses import dataclass
+from typing import List, Optional
+
+import pytest
+
+from vision import cli
+from vision.errors import UserError
+
+
+@dataclass
+class Options:
+    files: List[str] = cli.option([], "what to read", positional=True)
+    batch_size: int = cli.option(16, "images in a step")
+    lr: float = cli.option(0.01, "rate, 5 % of something", flags=("--learning-rate",))
+    base_net_lr: Optional[float] = cli.option(None, "rate of the backbone")
+    freeze_net: bool = cli.option(False, "heads only")
+    use_cuda: bool = cli.option(True, "use a GPU")
+    datasets: List[str] = cli.option(["data"], "folders", flags=("--data",))
+    resume: str = cli.option("", "go on", const="last")
+    kind: str = cli.option("a", "which", choices=("a", "b"))
+
+
+def parse(line):
+    return cli.parse(Options, line.split(), "a test")
+
+
+@pytest.mark.parametrize(
+    "line, name, value",
+    [
+        ("", "batch_size", 16),
+        ("--batch_size 4", "batch_size", 4),
+        ("--batch-size 4", "batch_size", 4),
+        ("--batch-size=4", "batch_size", 4),
+        ("--learning-rate 0.5", "lr", 0.5),
+        ("--learning_rate 0.5", "lr", 0.5),
+        ("--lr .5", "lr", 0.5),
+        ("", "base_net_lr", None),
+        ("--base_net_lr 0.001", "base_net_lr", 0.001),
+        ("", "freeze_net", False),
+        ("--freeze_net", "freeze_net", True),
+        ("--freeze-net", "freeze_net", True),
+        ("--freeze_net=True", "freeze_net", True),
+        ("--use_cuda False", "use_cuda", False),
+        ("--use-cuda 0", "use_cuda", False),
+        ("--use_cuda", "use_cuda", True),
+        ("", "datasets", ["data"]),
+        ("--datasets a b", "datasets", ["a", "b"]),
+        ("--data a", "datasets", ["a"]),
+        ("", "resume", ""),
+        ("--resume", "resume", "last"),
+        ("--resume x.pth", "resume", "x.pth"),
+        ("--kind b", "kind", "b"),
+        ("one two", "files", ["one", "two"]),
+    ],
+)
+def test_values(line, name, value):
+    assert getattr(parse(line), name) == value
+
+
+@pytest.mark.parametrize(
+    "line", ["--batch_size many", "--use_cuda perhaps", "--kind c", "--no_such_flag", "--batch 3"]
+)
+def test_what_makes_no_sense_ends_with_2(line, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(line)
+    assert ended.value.code == 2
+    assert line.split()[0] in capsys.readouterr().err
+
+
+def test_only_what_was_given():
+    assert cli.parse_given(Options, ["--lr", "1"], "") == {"lr": 1.0}
+
+
+def test_lists_are_not_shared():
+    parse("").datasets.append("x")
+    assert parse("").datasets == ["data"]
+
+
+def test_help_shows_every_flag_and_default(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse("--help")
+    text = capsys.readouterr().out
+    assert ended.value.code == 0
+    for part in ("--batch-size", "--batch_size", "(default: 16)", "5 % of something", "--learning-rate"):
+        assert part in text
+
+
+def fail(error):
+    def main(argv):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    "error, code, said",
+    [
+        (UserError("a.xml: object 3: no"), 2, "error: a.xml: object 3: no\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_errors_become_exit_codes(error, code, said, capsys):
+    assert cli.run(fail(error), []) == code
+    assert capsys.readouterr().err == said
+
+
+def test_a_defect_of_ours_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        cli.run(fail(ZeroDivisionError()), [])
+
+
+def test_the_code_of_main_is_the_scripts():
+    assert cli.run(lambda argv: 3, []) == 3
+    assert cli.run(lambda argv: None, []) == 0
