@@ -121,8 +121,10 @@ class EpochBatches(Sampler[List[Key]]):
 
 
 def _prepare_worker(_: int) -> None:
-    # Ctrl-C reaches the whole process group; the main process decides when the workers stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C, and SIGTERM from a service manager, reach the whole process group; the main process decides when
+    # the workers stop, and they end with it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     # One worker is one core: OpenCV's own threads would only fight over them.
     cv2.setNumThreads(0)
 
