@@ -153,7 +153,7 @@ def detect_files(
     images: Dict[Path, np.ndarray] = {}
     for path in paths:
         try:
-            images[path] = read_image(path)
+            images[path] = read_image(path, upright=True)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
     found = detector.detect(

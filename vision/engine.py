@@ -381,7 +381,7 @@ class Trainer:
         )
         with bar:
             for batch, waited in _timed(self.train_loader):
-                localisation, classification = self._step(batch)
+                localisation, classification = self.step(batch)
                 progress.step += 1
                 for each in (epoch_sums, sums):
                     each.waited += waited
@@ -399,7 +399,7 @@ class Trainer:
         for module in frozen_modules(self.net, self.config):
             module.eval()  # frozen means frozen: batch statistics too
 
-    def _step(self, batch: Batch) -> Tuple[float, float]:
+    def step(self, batch: Batch) -> Tuple[float, float]:
         """One update; returns the two losses (0 and 0 for a batch that was skipped)."""
         update = self.progress.epoch * len(self.batches) + self.progress.step
         factor = self.schedule.factor(update)

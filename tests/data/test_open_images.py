@@ -268,7 +268,7 @@ def test_any_line_has_fields(line: bytes) -> None:
     assert all(field == field.strip() for field in fields(line))
 
 
-@given(st.lists(st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\r\n"), min_size=1)))
+@given(st.lists(st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0\r\n"), min_size=1)))
 def test_fields_come_back_from_the_csv_writer(words: List[str]) -> None:
     import csv
     import io

@@ -3,7 +3,8 @@
 One rule for EXIF rotation: **pixels count as stored**, because annotation tools of the VOC kind write boxes and
 sizes in stored pixels. The only exception: the annotation declares a width and height that fit the photograph
 turned upright by its EXIF tag and not the stored pixels; then it was made on the upright picture, and the
-photograph is turned on reading. (A half turn leaves no trace in the size, so it is never applied.)
+photograph is turned on reading. (A half turn leaves no trace in the size, so it is never applied.) A photograph
+without an annotation, to be looked at by a detector, is read `upright`, as people see it.
 """
 
 import io
@@ -241,7 +242,9 @@ def shrink(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
-def read_image(path: PathLike, reduce: int = 1, size: Optional[Size] = None) -> np.ndarray:
+def read_image(
+    path: PathLike, reduce: int = 1, size: Optional[Size] = None, upright: bool = False
+) -> np.ndarray:
     """An image file as RGB.
 
     Grey and palette images become three channels, 16-bit ones eight bits, alpha is left out.
@@ -250,6 +253,7 @@ def read_image(path: PathLike, reduce: int = 1, size: Optional[Size] = None) -> 
         path: of any characters the file system takes (OpenCV's own reader fails on some on Windows).
         reduce: shrink by this power of two while decoding (1: not at all); see `shrink` for the pixel grid.
         size: (height, width) that the annotation declares, for the EXIF rule at the head of this file.
+        upright: turn the photograph as EXIF says; for one that has no annotation.
 
     Returns: uint8 (ceil(H / reduce), ceil(W / reduce), 3), contiguous.
 
@@ -258,7 +262,7 @@ def read_image(path: PathLike, reduce: int = 1, size: Optional[Size] = None) -> 
     try:
         data = Path(path).read_bytes()
         header = _read_header(io.BytesIO(data)) if size is not None or not data else None
-        turn = header is not None and header.must_turn(size)
+        turn = upright or (header is not None and header.must_turn(size))
         is_jpeg = data.startswith(b"\xff\xd8")
         # A turned image whose sides are no multiples of `reduce` would start inside a block: decode it whole.
         by_decoder = min(reduce, 8) if is_jpeg and not turn else 1
