@@ -166,3 +166,10 @@ def test_damaged_exif_does_no_harm(tmp_path, length):
 )
 def test_split_suffix(name, parts):
     assert split_suffix(name) == parts
+
+
+@pytest.mark.parametrize("orientation, quarters", [(1, 0), (3, 2), (6, -1), (8, 1)])
+def test_without_an_annotation_a_photograph_can_be_read_as_people_see_it(tmp_path, orientation, quarters):
+    path = with_exif(write(tmp_path / "one.jpg", scene()), orientation)
+    upright = read_image(path, upright=True)
+    assert np.abs(upright.astype(int) - np.rot90(scene(), quarters)).mean() < 4

@@ -254,17 +254,18 @@ def world() -> World:
 @pytest.fixture(scope="session")
 def s3_port(world: World) -> Iterator[int]:
     """moto's S3 server with the images of the world."""
-    boto3 = pytest.importorskip("boto3")
+    pytest.importorskip("boto3")
     moto = pytest.importorskip("moto.server")
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
-    client = boto3.session.Session(aws_access_key_id="a", aws_secret_access_key="b").client(
-        "s3", region_name="us-east-1", endpoint_url=f"http://127.0.0.1:{port}"
-    )
-    client.create_bucket(Bucket=BUCKET, ACL="public-read")
-    for key, data in world.images.items():
-        client.put_object(Bucket=BUCKET, Key=key, Body=data, ACL="public-read")
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    for path, data in {"": b"", **{f"/{key}": data for key, data in world.images.items()}}.items():
+        connection.request("PUT", f"/{BUCKET}{path}", body=data, headers={"x-amz-acl": "public-read"})
+        answer = connection.getresponse()
+        assert answer.status == 200, answer.read()
+        answer.read()
+    connection.close()
     yield port
     server.stop()
 
