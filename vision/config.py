@@ -54,7 +54,9 @@ class TrainConfig:
     freeze_net: bool = option(False, "train the heads only")
 
     # optimisation
-    lr: float = option(0.01, "learning rate (the older tools: 0.001 or 0.01)", flags=("--learning-rate",))
+    lr: Optional[float] = option(
+        None, "learning rate (default: the net's own; the older tools: 0.001 or 0.01)", flags=("--learning-rate",)
+    )
     base_net_lr: Optional[float] = option(None, "of the backbone (default: --lr)")
     extra_layers_lr: Optional[float] = option(
         None, "of the layers between backbone and heads (default: --lr)"
@@ -92,11 +94,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self.net = canonical_name(self.net)
-        for name in ("lr", "batch_size", "num_epochs", "validation_epochs", "debug_steps", "gamma"):
+        for name in ("batch_size", "num_epochs", "validation_epochs", "debug_steps", "gamma"):
             self._check(name, getattr(self, name) > 0, "must be above 0")
         for name in ("momentum", "weight_decay", "num_workers", "t_max", "clip_grad", "seed"):
             self._check(name, getattr(self, name) >= 0, "must not be below 0")
-        self._check("ema", 0 <= self.ema < 1, "must be at least 0 and below 1")
+        self._check("ema", 0 <= self.ema < 1 or self.ema == -1, "must be at least 0 and below 1, or -1")
+        self._check("lr", self.lr is None or self.lr > 0, "must be above 0")
         for name in ("base_net_lr", "extra_layers_lr"):
             value = getattr(self, name)
             self._check(name, value is None or value >= 0, "must not be below 0")
@@ -123,6 +126,14 @@ class TrainConfig:
     def spec(self) -> Any:
         """The NetSpec of this run."""
         return net_spec(self.net, **self.net_options())
+
+    def learning_rate(self) -> float:
+        """Of the heads, and of all that has no rate of its own."""
+        return self.spec().learning_rate if self.lr is None else self.lr
+
+    def average_decay(self, steps: int) -> float:
+        """Decay of the moving average of the weights in a run of so many steps; 0 for no average."""
+        return 1 - 1 / max(steps / 15, 1) if self.ema == -1 else self.ema
 
     def size(self) -> Tuple[int, int]:
         """Input (height, width) in pixels."""

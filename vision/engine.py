@@ -100,7 +100,7 @@ def parameter_groups(net: SSD, config: TrainConfig) -> List[Dict[str, Any]]:
     groups = []
     for rate, modules in parts:
         parameters = [p for module in modules for p in module.parameters() if id(p) not in frozen]
-        base_lr = config.lr if rate is None else rate
+        base_lr = config.learning_rate() if rate is None else rate
         for decays in (True, False):
             chosen = [p for p in parameters if (p.ndim > 1) == decays]
             if chosen:
@@ -317,15 +317,16 @@ class Trainer:
         self.net = net.to(self.device, memory_format=self.precision.memory_format)  # type: ignore[call-overload]
         for module in frozen_modules(net, config):
             module.requires_grad_(False)
-        self.average = copy.deepcopy(self.net).eval() if config.ema else None
 
         self.optimizer = torch.optim.SGD(
-            parameter_groups(net, config), lr=config.lr, momentum=config.momentum
+            parameter_groups(net, config), lr=config.learning_rate(), momentum=config.momentum
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.needs_scaler)
         self.criterion = MultiBoxLoss()
         self.batches = EpochBatches(len(self.train_set), config.batch_size, config.seed)
         self.schedule = make_schedule(config, len(self.batches))
+        self.average_decay = config.average_decay(self.schedule.steps)
+        self.average = copy.deepcopy(self.net).eval() if self.average_decay else None
         self.augment = Augmentation(self.input.size, self.input.mean, config.seed)
         on_gpu = self.device.type == "cuda"
         self.train_loader = make_loader(
@@ -426,7 +427,7 @@ class Trainer:
         self.scaler.update()
         self.progress.bad_steps = 0
         if self.average is not None:
-            update_average(self.average, self.net, self.config.ema, update)
+            update_average(self.average, self.net, self.average_decay, update)
         return values
 
     def _losses(self, batch: Batch) -> Tuple[Tensor, Tensor]:
@@ -460,7 +461,7 @@ class Trainer:
         if self.progress.bad_steps >= BAD_STEPS_IN_A_ROW:
             raise UserError(
                 f"{BAD_STEPS_IN_A_ROW} steps in a row without a finite loss. The weights are probably lost: "
-                f"start again with a lower --lr than {self.config.lr:g} or with --amp off. "
+                f"start again with a lower --lr than {self.config.learning_rate():g} or with --amp off. "
                 f"The batches are in {self.config.folder}."
             )
 

@@ -48,8 +48,11 @@ def assign(
     """Give every prior its object (SSD, arXiv 1512.02325, section 2.2, "Matching strategy").
 
     A prior takes the object with which its IoU is highest, if that reaches the threshold; then every object
-    takes its own best prior, whatever the IoU. Equal IoUs go to the lower number; where two objects share
-    their best prior, the later one has it.
+    takes its own best prior, whatever the IoU. Where two objects share their best prior, the later one has it.
+
+    Equal IoUs go to the nearest prior, then to the lower number. An object that is smaller than the smallest
+    priors lies wholly inside dozens of them, all with the same IoU; the original took the first of these, often
+    a cell or two away, and such objects were never learnt.
 
     Args:
         boxes: float (N, G, 4), corners, fractions; padded.
@@ -70,7 +73,7 @@ def assign(
     best_overlap, best_object = overlaps.max(dim=2)
 
     # amax over the objects' numbers says "the later object wins" without a loop.
-    best_prior = overlaps.argmax(dim=1)  # (N, G)
+    best_prior = _nearest_best(overlaps, boxes, priors)  # (N, G)
     numbers = torch.arange(objects, device=labels.device).expand(images, -1)
     forced = torch.full_like(best_object, -1)
     forced.scatter_reduce_(1, best_prior, torch.where(real, numbers, -1), "amax")
@@ -78,6 +81,15 @@ def assign(
     target = torch.where(forced >= 0, forced, best_object)
     positive = (forced >= 0) | (best_overlap >= iou_threshold)
     return torch.where(positive, labels.gather(1, target), 0), target
+
+
+def _nearest_best(overlaps: Tensor, boxes: Tensor, priors: Tensor) -> Tensor:
+    """Each object's prior of highest IoU (N, P, G), of equal ones that with the nearest centre: int64 (N, G)."""
+    centers = corners_to_centers(boxes)[..., :2]  # (N, G, 2)
+    distance = (priors[None, :, None, :2] - centers[:, None]).square().sum(dim=3)  # (N, P, G)
+    # Equal up to rounding: where a prior is cut off at the border it should be, and no more.
+    tied = overlaps >= overlaps.amax(dim=1, keepdim=True) * (1 - 1e-5)
+    return distance.masked_fill(~tied, torch.inf).argmin(dim=1)
 
 
 def match(

@@ -113,6 +113,7 @@ class NetSpec:
         priors: one layer for each source map.
         input: default size, and the normalisation.
         variances: of centres and of sizes, in the encoding of boxes (SSD, Caffe's prior_box layer).
+        learning_rate: that SGD starts well with, in batches of 16; nets without BatchNorm take far less.
     """
 
     name: str
@@ -124,6 +125,7 @@ class NetSpec:
     priors: Tuple[PriorLayer, ...]
     input: InputSpec = InputSpec()
     variances: Tuple[float, float] = (0.1, 0.2)
+    learning_rate: float = 0.03
 
     def __post_init__(self) -> None:
         maps = len(self.taps) + len(self.extras)

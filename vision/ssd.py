@@ -145,6 +145,10 @@ def build(name: str, num_classes: int, size: Optional[Size] = None, **options: A
 # --- initial weights ----------------------------------------------------------------------------------------
 
 
+PREDICTING_SHARE = 0.1
+"""Of the usual initial weights, in the layers that predict."""
+
+
 def initialise(net: nn.Module, background: Optional[float] = None) -> None:
     """Initial weights for training from scratch; biases 0, norms 1 and 0.
 
@@ -152,6 +156,8 @@ def initialise(net: nn.Module, background: Optional[float] = None) -> None:
     2010, eq. 16). Those with a ReLU only are He-uniform (arXiv 1502.01852, eq. 10): a chain of ReLUs without
     norms halves the variance at each step under Xavier, and SqueezeNet's last maps would start at 1e-6. A
     backbone that takes pixels of -128..128 (VGG) keeps Xavier, whose decay brings them to about 1 on the way.
+    The predicting ones get a tenth of it: the first scores are even and the first boxes are the priors, so hard
+    negative mining has nothing wildly wrong to dig out in the first steps.
 
     The fans are those of one group. (torch's own count the outputs of all groups, which leaves next to nothing
     of the signal behind a depthwise convolution without BatchNorm.)
@@ -161,9 +167,11 @@ def initialise(net: nn.Module, background: Optional[float] = None) -> None:
             with hard negative mining: it picks three negatives for each positive, whatever the scores. A focal
             loss over all priors needs something like 0.99 (arXiv 1708.02002, section 4.1).
     """
+    predicting: Set[nn.Module] = set()
     xavier: Set[nn.Module] = set()
     if isinstance(net, SSD):
-        xavier = {output_layer(header) for header in [*net.classification_headers, *net.regression_headers]}
+        predicting = {output_layer(header) for header in [*net.classification_headers, *net.regression_headers]}
+        xavier |= predicting
         if max(net.spec.input.std) < 16:
             xavier |= set(net.base_net.modules())
     for module in net.modules():
@@ -174,6 +182,8 @@ def initialise(net: nn.Module, background: Optional[float] = None) -> None:
             # Only a convolution with a BatchNorm behind it does without a bias.
             he = module.bias is not None and module not in xavier
             bound = math.sqrt(6.0 / fan_in) if he else math.sqrt(6.0 / (fan_in + fan_out))
+            if module in predicting:
+                bound *= PREDICTING_SHARE
             nn.init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -54,6 +54,7 @@ def sq_ssd_lite() -> NetSpec:
         extra_block=extra_block_lite,
         head=lite_head,
         priors=PRIORS,
+        learning_rate=0.01,
     )
 
 

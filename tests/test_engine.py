@@ -1,0 +1,269 @@
+"""Training on a small generated data set: it learns, it resumes to the bit, and nothing non-finite gets in."""
+
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train_ssd
+from vision import checkpoint as checkpoints
+from vision import cli, engine
+from vision.config import TrainConfig
+from vision.data.shapes import write_shapes
+from vision.engine import Trainer, find_resumed, frozen_modules, parameter_groups
+from vision.errors import UserError
+from vision.record import read_log
+from vision.ssd import build
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    write_shapes(folder, images=15, seed=3)
+    return folder
+
+
+@pytest.fixture
+def options(shapes, tmp_path):
+    """The smallest run there is: a dozen images at 96 x 96."""
+    return {
+        "datasets": [str(shapes)],
+        "checkpoint_folder": str(tmp_path / "run"),
+        "net": "mb3-small-ssd-lite",
+        "resolution": "96",
+        "batch_size": 5,
+        "num_epochs": 2,
+        "num_workers": 0,
+        "amp": "off",
+        "lr": 0.05,
+    }
+
+
+def train(options, **changes):
+    config, resumed = find_resumed({**options, **changes})
+    trainer = Trainer(config, resumed)
+    return trainer, trainer.fit()
+
+
+def test_a_run_leaves_what_it_promises(options, capsys):
+    arguments = [f"--{name}={value}" for name, value in options.items() if name != "datasets"]
+    assert cli.run(train_ssd.main, ["--data", *options["datasets"], *arguments]) == 0
+    folder = Path(options["checkpoint_folder"])
+    names = {path.name for path in folder.iterdir()}
+    assert {"last.pth", "best.pth", "labels.txt", "voc-model-labels.txt", "log.csv", "curves.png"} <= names
+    flat = [name for name in names if re.fullmatch(r"mb3-small-ssd-lite-Epoch-\d-Loss-[\d.]+\.pth", name)]
+    assert 1 <= len(flat) <= 2
+    # flat files are what the older tools read: tensors under their keys, nothing else
+    state = torch.load(folder / flat[0], weights_only=True)
+    assert list(state) == list(build("mb3-small-ssd-lite", 7).state_dict())
+
+    best = checkpoints.load(folder / "best.pth")
+    assert best.net == "mb3-small-ssd-lite" and (best.height, best.width) == (96, 96)
+    assert best.classes == ("BACKGROUND", "disc", "square", "triangle", "star", "ring", "cross")
+    assert (folder / "labels.txt").read_text().splitlines() == list(best.classes)
+    rows = read_log(folder / "log.csv")
+    assert [row["epoch"] for row in rows] == [0, 1]
+    assert all(row["val_loss"] > 0 and row["mAP"] is not None for row in rows)
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema": 0.0}, {"scheduler": "multi-step", "milestones": "1,3"}])
+def test_four_epochs_are_two_and_two(options, tmp_path, changes):
+    changes = {"t_max": 4.0, **changes}
+    _, straight = train(options, num_epochs=4, checkpoint_folder=str(tmp_path / "a"), **changes)
+    train(options, num_epochs=2, checkpoint_folder=str(tmp_path / "b"), **changes)
+    # nothing but --resume and what changes: the rest comes from the checkpoint
+    _, resumed = train({}, resume=str(tmp_path / "b" / "last.pth"), num_epochs=4)
+    a, b = (checkpoints.load(tmp_path / name / "last.pth") for name in "ab")
+    same(a.state, b.state)
+    assert straight.best == resumed.best
+    assert straight.validation.loss == resumed.validation.loss
+    momenta = [list(c.training["optimizer"]["state"].values()) for c in (a, b)]
+    assert all(torch.equal(m["momentum_buffer"], n["momentum_buffer"]) for m, n in zip(*momenta))
+    logs = [read_log(tmp_path / name / "log.csv") for name in "ab"]
+    assert [row["val_loss"] for row in logs[0]] == [row["val_loss"] for row in logs[1]]
+
+
+def test_stopped_in_mid_epoch_and_resumed_is_straight_on(options, tmp_path, monkeypatch):
+    train(options, checkpoint_folder=str(tmp_path / "a"))
+    original, steps = Trainer.step, []
+
+    def step_then_signal(self, batch):
+        steps.append(1)
+        if len(steps) == 4:  # the first step of the second epoch
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", step_then_signal)
+    _, outcome = train(options, checkpoint_folder=str(tmp_path / "b"))
+    assert outcome.stopped_by == signal.SIGTERM and len(steps) == 4
+    _, outcome = train({"checkpoint_folder": str(tmp_path / "b")}, resume="last")
+    assert outcome.stopped_by is None
+    same(*(checkpoints.load(tmp_path / name / "last.pth").state for name in "ab"))
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_the_script_with_a_resumable_checkpoint(options, number, code):
+    folder = Path(options["checkpoint_folder"])
+    line = [sys.executable, str(ROOT / "train_ssd.py"), "--data", *options["datasets"]]
+    changes = {**options, "num_epochs": 5000, "num_workers": 1}
+    line += [f"--{name}={value}" for name, value in changes.items() if name != "datasets"]
+    process = subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "log.csv").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, number)  # the whole group, workers too, as a terminal does
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    assert "Traceback" not in output and "--resume" in output
+    assert checkpoints.load(folder / "last.pth").training["epoch"] >= 1
+
+
+class Poison:
+    """Makes chosen losses infinite."""
+
+    def __init__(self, monkeypatch, steps):
+        self.count = 0
+        original = engine.MultiBoxLoss.forward
+
+        def forward(criterion, *arguments):
+            localisation, classification = original(criterion, *arguments)
+            if torch.is_grad_enabled():
+                self.count += 1
+                if self.count in steps:
+                    return localisation * float("inf"), classification
+            return localisation, classification
+
+        monkeypatch.setattr(engine.MultiBoxLoss, "forward", forward)
+
+
+def test_a_bad_batch_is_named_kept_and_passed_over(options, monkeypatch, caplog):
+    Poison(monkeypatch, {2})
+    trainer, outcome = train(options)
+    folder = Path(options["checkpoint_folder"])
+    (path,) = folder.glob("bad-batch-*.npz")
+    kept = np.load(path)
+    assert kept["images"].shape[1:] == (96, 96, 3) and kept["images"].dtype == np.uint8
+    (said,) = [r.getMessage() for r in caplog.records if "skipped" in r.getMessage()]
+    assert all(name in said for name in kept["ids"]) and str(path) in said
+    assert all(torch.isfinite(value).all() for value in trainer.net.state_dict().values())
+    assert np.isfinite(outcome.validation.loss)
+
+
+def test_ten_bad_batches_in_a_row_end_the_run(options, monkeypatch):
+    Poison(monkeypatch, range(1, 1000))
+    with pytest.raises(UserError, match="10 steps in a row"):
+        train(options, num_epochs=20)
+
+
+@pytest.mark.parametrize(
+    "net", ["mb1-ssd", "mb1-ssd-lite", "mb2-ssd-lite", "mb3-large-ssd-lite", "sq-ssd-lite"]
+)
+def test_a_last_batch_of_one_image(options, net):
+    # 12 training images in batches of 11 leave one
+    trainer, outcome = train(options, net=net, batch_size=11, num_epochs=1, resolution="160")
+    assert len(trainer.train_set) % 11 == 1
+    assert np.isfinite(outcome.validation.loss)
+
+
+@pytest.mark.parametrize("flag, still_trains", [("freeze_base_net", True), ("freeze_net", False)])
+def test_frozen_means_frozen(options, flag, still_trains):
+    config = TrainConfig(**options)
+    before = {k: v.clone() for k, v in engine.make_net(config, tuple("0123456")).state_dict().items()}
+    trainer, _ = train(options, **{flag: True})
+    after = trainer.net.state_dict()
+    changed = {key.split(".")[0] for key in after if not torch.equal(before[key], after[key])}
+    assert "base_net" not in changed  # weights and batch statistics
+    assert ("extras" in changed) == still_trains
+    assert {"classification_headers", "regression_headers"} <= changed
+
+
+def test_rates_and_decay_of_the_parts(options):
+    config = TrainConfig(**options, base_net_lr=0.001, extra_layers_lr=0.002)
+    net = build(config.net, 7, config.size())
+    groups = parameter_groups(net, config)
+    assert {(g["base_lr"], g["weight_decay"]) for g in groups} == {
+        (rate, decay) for rate in (0.001, 0.002, 0.05) for decay in (0.0, 5e-4)
+    }
+    for group in groups:
+        assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
+    assert sum(p.numel() for g in groups for p in g["params"]) == sum(p.numel() for p in net.parameters())
+    frozen = parameter_groups(net, dataclasses.replace(config, freeze_base_net=True))
+    assert {g["base_lr"] for g in frozen} == {0.002, 0.05}
+    assert frozen_modules(net, config) == []
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"lr": 0.0}, "--lr 0.0"),
+        ({"batch_size": 0}, "--batch_size 0"),
+        ({"net": "mb9"}, "unknown net 'mb9'"),
+        ({"resolution": "3x"}, "resolution '3x'"),
+        ({"milestones": "1;2"}, "--milestones '1;2'"),
+        ({"mb2_width_mult": 0.5}, "--mb2_width_mult 0.5 does not apply to mb3-small-ssd-lite"),
+        ({"ema": 1.0}, "--ema 1.0"),
+    ],
+)
+def test_options_that_make_no_sense(options, changes, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        TrainConfig(**{**options, **changes})
+
+
+def test_a_size_that_the_net_cannot_take_is_refused_with_the_reason(options):
+    with pytest.raises(UserError, match="smallest side"):
+        Trainer(TrainConfig(**{**options, "net": "vgg16-ssd", "resolution": "200"}))
+
+
+def test_resuming_on_other_classes_is_refused(options, tmp_path):
+    train(options, num_epochs=1)
+    other = tmp_path / "labels.txt"
+    other.write_text("disc\nsquare\ntriangle\nstar\nring\ncross\nmoon\n")
+    with pytest.raises(UserError, match="moon.*--pretrained_ssd"):
+        train({"checkpoint_folder": options["checkpoint_folder"]}, resume="last", labels=str(other))
+
+
+def test_flat_weights_start_a_new_run(options):
+    trainer, _ = train(options, num_epochs=1)
+    flat = next(Path(options["checkpoint_folder"]).glob("*Loss*.pth"))
+    config, resumed = find_resumed({**options, "resume": str(flat)})
+    assert resumed is None
+    fresh = engine.make_net(config, trainer.classes)
+    same(fresh.state_dict(), torch.load(flat, weights_only=True))
+
+
+def test_nothing_to_resume(options):
+    with pytest.raises(UserError, match=r"last\.pth"):
+        find_resumed({"checkpoint_folder": options["checkpoint_folder"], "resume": "last"})
+
+
+def test_the_schedule_says_when_it_does_not_end_with_the_run(options, caplog):
+    caplog.set_level("INFO")
+    engine.make_schedule(TrainConfig(**{**options, "t_max": 200.0, "num_epochs": 100}), 10)
+    assert "200 epochs but the run has 100" in caplog.text
+    caplog.clear()
+    schedule = engine.make_schedule(TrainConfig(**options), 10)
+    assert not caplog.records and schedule.steps == 20
+
+
+def test_samples_can_be_looked_at(options, tmp_path):
+    trainer = Trainer(TrainConfig(**options))
+    path = engine.save_samples(trainer.train_set, trainer.augment, tmp_path / "samples")
+    assert path.stat().st_size > 10_000
