@@ -7,7 +7,7 @@ from typing import Dict, List, Optional, Sequence
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vision.data.open_images import (
@@ -251,6 +251,7 @@ def test_what_is_no_class_file(tmp_path: Path, text: str) -> None:
 # --- properties ---------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=2000))
 def test_lines_are_those_of_the_file(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "lines.bin"
@@ -263,12 +264,16 @@ def test_lines_are_those_of_the_file(tmp_path_factory: pytest.TempPathFactory, d
     assert [line for _, line in read] == expected
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300).filter(lambda data: b"\n" not in data))
 def test_any_line_has_fields(line: bytes) -> None:
     assert all(field == field.strip() for field in fields(line))
 
 
-@given(st.lists(st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0\r\n"), min_size=1)))
+@settings(deadline=None)
+@given(
+    st.lists(st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0\r\n"), min_size=1))
+)
 def test_fields_come_back_from_the_csv_writer(words: List[str]) -> None:
     import csv
     import io
@@ -286,6 +291,7 @@ JUNK = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.lists(JUNK, min_size=8, max_size=16), max_size=6), st.sampled_from(["ignore", "keep", "drop"])
 )
@@ -306,6 +312,7 @@ def test_junk_gives_findings_or_sane_boxes(
         assert ((sample.labels > 0) & (sample.labels < len(dataset.classes))).all()
 
 
+@settings(deadline=None)
 @given(st.text(max_size=8))
 def test_only_one_is_set(text: str) -> None:
     try:

@@ -147,7 +147,7 @@ class Front:
     requests: List[Tuple[str, str]] = field(default_factory=list)
     states_hash: bool = True
     latency: float = 0.0
-    hang: float = 0.8
+    hang: float = 1.3
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:

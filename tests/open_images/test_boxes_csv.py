@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Dict, List, Tuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vision.errors import UserError
@@ -135,6 +135,7 @@ CELL = st.sampled_from(["/m/1", ",/m/2,", "/m/1/m/2"]) | st.text(
 )
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from([*NAMES, "/m/3", "/m/11"]), CELL, st.sampled_from(["-1", "0", "1"])))
 )
@@ -156,6 +157,7 @@ def test_agrees_with_the_csv_module(
     assert result.read == len(rows)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=500))
 def test_any_bytes_are_filtered_or_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.csv"

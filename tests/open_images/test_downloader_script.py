@@ -38,7 +38,7 @@ def run(root: Path, front: Any, *more: str, largest_file: int = 0) -> "subproces
     words = command(root, front, *more)
     if largest_file:
         words = [sys.executable, "-c", LIMITED, str(largest_file), *words]
-    return subprocess.run(words, capture_output=True, text=True, timeout=120)
+    return subprocess.run(words, capture_output=True, text=True, timeout=300)
 
 
 def whole_and_nothing_else(root: Path) -> None:

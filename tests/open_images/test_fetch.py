@@ -40,7 +40,7 @@ def test_an_empty_file(front: Any, tmp_path: Path) -> None:
 def test_a_cut_download_is_continued(front: Any, whole: bytes, tmp_path: Path) -> None:
     front.faults[PATH] = ["cut", "reset", "500", "hang", "refuse"]
     target, seen = tmp_path / "folder/x", []
-    fetch(front.url + PATH, target, Backoff(retries=5), 0.5, lambda done, total: seen.append((done, total)))
+    fetch(front.url + PATH, target, Backoff(retries=5), 1.0, lambda done, total: seen.append((done, total)))
     assert target.read_bytes() == whole
     assert names(target.parent) == ["x"]
     assert seen[-1] == (len(whole), len(whole))

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Dict, List, Optional, Set
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vision.errors import UserError
@@ -88,6 +88,7 @@ def test_apportion(total: Optional[int], weights: List[int], shares: List[Option
     assert apportion(total, weights) == shares
 
 
+@settings(deadline=None)
 @given(st.integers(0, 200), st.lists(st.integers(0, 60), max_size=5))
 def test_apportion_is_exact(total: int, weights: List[int]) -> None:
     shares = [share or 0 for share in apportion(total, weights)]
@@ -103,6 +104,7 @@ IMAGES = st.dictionaries(
 LIMIT = st.one_of(st.none(), st.integers(0, 30))
 
 
+@settings(deadline=None)
 @given(IMAGES, IMAGES, LIMIT, LIMIT, LIMIT, st.integers(0, 5))
 def test_caps_hold_and_do_not_depend_on_the_order(
     train: Images,

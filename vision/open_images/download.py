@@ -260,38 +260,31 @@ def download(request: Request, progress: Optional[Progress] = None) -> Report:
 def _plan(
     request: Request, asked: List[ClassSpec], excluded: Set[str], progress: Progress, temporary: ExitStack
 ) -> Report:
-    names = _class_names(request, progress)
+    """Read the CSV files and choose the images."""
+    names = read_class_names(_get(request, "classes", SPLITS[0], CLASSES_FILE, progress))
     specs = resolve(asked, names)
-    by_name = {spec.name: spec for spec in specs.values()}
     wanted = {mid: spec.name for mid, spec in specs.items()}
     if request.expand_hierarchy:
-        children = read_hierarchy(_get(request, "hierarchy", SPLITS[0], HIERARCHY_FILE, progress))
-        wanted = expand(specs, children)
+        wanted = expand(
+            specs, read_hierarchy(_get(request, "hierarchy", SPLITS[0], HIERARCHY_FILE, progress))
+        )
         log.info("with their subclasses: %s", ", ".join(sorted(names.get(mid, mid) for mid in wanted)))
+    by_name = {spec.name: spec for spec in specs.values()}
     classes = sorted(by_name)
     filtered, available, ruled_out = {}, {}, {}
     for split in request.splits:
-        source = _box_file(request, split, progress)
         filtered[split] = request.root / f".{split}-filtered.csv"
         temporary.callback(filtered[split].unlink, missing_ok=True)
-        with filtered[split].open("wb") as file:
-            result = filter_boxes(source, file, wanted, request.rules)
-        for finding in result.findings:
-            log.warning("%s", finding)
-        if result.bad:
-            log.warning("%s: %d of %d rows could not be used", source, result.bad, result.read)
+        ruled_out[split] = _filter_split(
+            _box_file(request, split, progress), filtered[split], wanted, request
+        )
         available[split] = images_of_boxes(read_filtered(filtered[split]), classes)
-        ruled_out[split] = result.ruled_out
     passed = {
         split: apply_filters(images, classes, by_name, excluded, request.seed)
         for split, images in available.items()
     }
     chosen = choose(passed, classes, request.caps, request.seed)
-    if not any(chosen.values()):
-        raise UserError(
-            f"no image is left of {sum(map(len, available.values()))} with {', '.join(classes)}: "
-            "the filters and caps exclude all"
-        )
+    _check_choice(request, chosen, available, classes)
     negatives = _negatives(request, chosen, available, ruled_out, set(specs), set(wanted), excluded, progress)
     splits = {
         split: SplitPlan(
@@ -304,6 +297,35 @@ def _plan(
         for split in request.splits
     }
     return Report(classes, splits)
+
+
+def _filter_split(source: Path, target: Path, wanted: Dict[str, str], request: Request) -> Set[str]:
+    """Copy the rows of the wanted classes; gives the images with rows that the rules left out."""
+    with target.open("wb") as file:
+        result = filter_boxes(source, file, wanted, request.rules)
+    for finding in result.findings:
+        log.warning("%s", finding)
+    if result.bad:
+        log.warning("%s: %d of %d rows could not be used", source, result.bad, result.read)
+    return result.ruled_out
+
+
+def _check_choice(
+    request: Request, chosen: Dict[str, Images], available: Dict[str, Images], classes: List[str]
+) -> None:
+    """Raise UserError when there is nothing to download, and warn of classes that have nothing."""
+    there = sum(map(len, available.values()))
+    hint = "" if request.expand_hierarchy else "; are they boxed as subclasses? try --expand_hierarchy"
+    if not there:
+        raise UserError(f"{', '.join(request.splits)}: no box of {', '.join(classes)}{hint}")
+    if not any(chosen.values()):
+        raise UserError(
+            f"no image is left of {there} with {', '.join(classes)}: filters and caps exclude all"
+        )
+    for name in classes:
+        counts = [count_classes(images, classes)[name].images for images in available.values()]
+        if not any(counts):
+            log.warning("no box of %s%s", name, hint)
 
 
 def _get(request: Request, kind: str, split: str, name: str, progress: Progress) -> Path:
@@ -325,10 +347,6 @@ def _get(request: Request, kind: str, split: str, name: str, progress: Progress)
     finally:
         progress.close()
     return target
-
-
-def _class_names(request: Request, progress: Progress) -> Dict[str, str]:
-    return read_class_names(_get(request, "classes", request.splits[0], CLASSES_FILE, progress))
 
 
 def _box_file(request: Request, split: str, progress: Progress) -> Path:
