@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from vision.nets.layers import conv_bn, lite_head, plain_head, separable
+from vision.nets.layers import Conv2d, conv_bn, lite_head, plain_head, separable
 from vision.spec import Extra, NetSpec, PriorLayer, Tap, register
 
 # (output channels, stride) of the depthwise separable blocks
@@ -53,7 +53,7 @@ def extra_block(in_channels: int, extra: Extra) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(in_channels, extra.hidden, 1),
         nn.ReLU(),
-        nn.Conv2d(extra.hidden, extra.out, 3, extra.stride, extra.padding),
+        Conv2d(extra.hidden, extra.out, 3, extra.stride, extra.padding),
         nn.ReLU(),
     )
 

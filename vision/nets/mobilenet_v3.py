@@ -11,7 +11,7 @@ from typing import NamedTuple, Tuple
 import torch
 from torch import nn
 
-from vision.nets.layers import BatchNorm, conv_bn, lite_bn_head
+from vision.nets.layers import BatchNorm, Conv2d, conv_bn, lite_bn_head
 from vision.nets.mobilenet_v1 import PRIORS
 from vision.spec import Extra, NetSpec, Tap, register
 
@@ -96,7 +96,7 @@ class Block(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, expand, 1, bias=False)
         self.bn1 = BatchNorm(expand)
         self.act1 = row.activation()
-        self.conv2 = nn.Conv2d(expand, expand, kernel, row.stride, kernel // 2, groups=expand, bias=False)
+        self.conv2 = Conv2d(expand, expand, kernel, row.stride, kernel // 2, groups=expand, bias=False)
         self.bn2 = BatchNorm(expand)
         self.act2 = row.activation()
         self.conv3 = nn.Conv2d(expand, out, 1, bias=False)
