@@ -55,7 +55,7 @@ class SelfTest:
     Attributes:
         probes: 8 or more numbers, of the output that a `vision.detector.Run` gives: scores after softmax, boxes
             decoded to corners as fractions, also where the file itself holds neither.
-        tolerance: the largest absolute difference that full precision may show. Rounding makes 1e-5; the bugs
+        tolerance: the largest difference (see `worst`) that full precision may show. Rounding makes 1e-5; the bugs
             of OpenCV that this is for make 1e-2 and more.
     """
 
@@ -63,9 +63,10 @@ class SelfTest:
     tolerance: float = 1e-3
 
     def worst(self, scores: np.ndarray, boxes: np.ndarray) -> float:
-        """The largest absolute difference; `scores` (P, C) and `boxes` (P, 4) of the test image.
+        """The largest difference; `scores` (P, C) and `boxes` (P, 4) of the test image.
 
-        Infinite when a number is NaN or the arrays are too small.
+        Absolute for values up to 1, relative above: a box far outside the image is no less right for being off by
+        more. Infinite when a number is NaN or the arrays are too small.
         """
         outputs = {"scores": scores, "boxes": boxes}
         worst = 0.0
@@ -73,7 +74,9 @@ class SelfTest:
             array = outputs[probe.output]
             if probe.prior >= array.shape[0] or probe.column >= array.shape[1]:
                 return float("inf")
-            difference = abs(float(array[probe.prior, probe.column]) - probe.value)
+            difference = abs(float(array[probe.prior, probe.column]) - probe.value) / max(
+                1.0, abs(probe.value)
+            )
             if not difference <= worst:  # also when it is NaN
                 worst = difference if difference == difference else float("inf")
         return worst
