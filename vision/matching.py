@@ -50,9 +50,9 @@ def assign(
     A prior takes the object with which its IoU is highest, if that reaches the threshold; then every object
     takes its own best prior, whatever the IoU. Where two objects share their best prior, the later one has it.
 
-    Equal IoUs go to the nearest prior, then to the lower number. An object that is smaller than the smallest
-    priors lies wholly inside dozens of them, all with the same IoU; the original took the first of these, often
-    a cell or two away, and such objects were never learnt.
+    An object smaller than the smallest priors lies wholly inside dozens of them, all with the same highest IoU.
+    The original took the first of these, often a cell or two away, and such objects were never learnt. Here it
+    takes those of them with the nearest centre: the priors of one cell.
 
     Args:
         boxes: float (N, G, 4), corners, fractions; padded.
@@ -63,9 +63,9 @@ def assign(
     Returns: labels int64 (N, P), 0 for the background, and the number of the object that each prior points
     at, int64 (N, P) (meaningless for the background).
     """
-    images, objects = labels.shape
+    objects = labels.shape[1]
     if objects == 0:
-        nothing = labels.new_zeros(images, len(priors))
+        nothing = labels.new_zeros(len(labels), len(priors))
         return nothing, nothing
     real = (labels > 0) & (area(boxes) > 0)
     overlaps = iou(centers_to_corners(priors), boxes)  # (N, P, G)
@@ -73,23 +73,22 @@ def assign(
     best_overlap, best_object = overlaps.max(dim=2)
 
     # amax over the objects' numbers says "the later object wins" without a loop.
-    best_prior = _nearest_best(overlaps, boxes, priors)  # (N, G)
-    numbers = torch.arange(objects, device=labels.device).expand(images, -1)
-    forced = torch.full_like(best_object, -1)
-    forced.scatter_reduce_(1, best_prior, torch.where(real, numbers, -1), "amax")
+    numbers = torch.arange(objects, device=labels.device)
+    forced = torch.where(_own_priors(overlaps, boxes, priors) & real[:, None], numbers, -1).amax(dim=2)
 
     target = torch.where(forced >= 0, forced, best_object)
     positive = (forced >= 0) | (best_overlap >= iou_threshold)
     return torch.where(positive, labels.gather(1, target), 0), target
 
 
-def _nearest_best(overlaps: Tensor, boxes: Tensor, priors: Tensor) -> Tensor:
-    """Each object's prior of highest IoU (N, P, G), of equal ones that with the nearest centre: int64 (N, G)."""
+def _own_priors(overlaps: Tensor, boxes: Tensor, priors: Tensor) -> Tensor:
+    """Which priors each object takes for itself: those of its highest IoU (N, P, G) with the nearest centre."""
     centers = corners_to_centers(boxes)[..., :2]  # (N, G, 2)
     distance = (priors[None, :, None, :2] - centers[:, None]).square().sum(dim=3)  # (N, P, G)
-    # Equal up to rounding: where a prior is cut off at the border it should be, and no more.
-    tied = overlaps >= overlaps.amax(dim=1, keepdim=True) * (1 - 1e-5)
-    return distance.masked_fill(~tied, torch.inf).argmin(dim=1)
+    # Equal up to rounding.
+    best = overlaps >= overlaps.amax(dim=1, keepdim=True) * (1 - 1e-5)
+    distance = distance.masked_fill(~best, torch.inf)
+    return best & (distance <= distance.amin(dim=1, keepdim=True))
 
 
 def match(
