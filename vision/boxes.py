@@ -4,7 +4,7 @@ Corners are x1, y1, x2, y2; centres are cx, cy, w, h. The unit (pixels or fracti
 caller's: every function works in either, as long as both of its arguments are in the same one.
 """
 
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import numpy as np
 
@@ -157,11 +157,12 @@ def soft_nms(
     """
     rows = np.arange(len(scores))
     left = np.array(scores, dtype=np.float32)
-    kept, kept_scores = [], []
+    kept: List[int] = []
+    kept_scores: List[float] = []
     while len(rows) and (top_k < 0 or len(kept) < top_k):
         best = int(np.argmax(left))
-        kept.append(rows[best])
-        kept_scores.append(left[best])
+        kept.append(int(rows[best]))
+        kept_scores.append(float(left[best]))
         overlap = iou(boxes[rows[best]][None], boxes[rows])[0]
         left = left * np.exp(-(overlap**2) / sigma).astype(np.float32)
         stay = left > score_threshold

@@ -17,7 +17,7 @@ import logging
 import os
 import sys
 import typing
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Type, TypeVar
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
 
 from vision.errors import UserError
 
@@ -87,7 +87,7 @@ def _plain_type(annotation: Any) -> Tuple[Any, bool]:
     return annotation, False
 
 
-def _help(metadata: Dict[str, Any], default: Any) -> str:
+def _help(metadata: Mapping[str, Any], default: Any) -> str:
     shown = "" if default in (None, "", [], False) else f" (default: {default})"
     return (metadata["help"] + shown).replace("%", "%%")
 
@@ -110,10 +110,9 @@ def parser_for(options: Type[Any], description: str, epilog: str = "") -> argpar
             continue
         meta = field.metadata
         kind, several = _plain_type(hints[field.name])
-        if field.default is not dataclasses.MISSING:
-            default = field.default
-        else:
-            default = field.default_factory()  # type: ignore[misc]
+        default = field.default
+        if default is dataclasses.MISSING:
+            default = field.default_factory()  # type: ignore[misc,operator]
         arguments: Dict[str, Any] = {"help": _help(meta, default), "metavar": meta["metavar"]}
         if meta["choices"]:
             arguments["choices"] = list(meta["choices"])

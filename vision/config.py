@@ -55,7 +55,9 @@ class TrainConfig:
 
     # optimisation
     lr: Optional[float] = option(
-        None, "learning rate (default: the net's own; the older tools: 0.001 or 0.01)", flags=("--learning-rate",)
+        None,
+        "learning rate (default: the net's own; the older tools: 0.001 or 0.01)",
+        flags=("--learning-rate",),
     )
     base_net_lr: Optional[float] = option(None, "of the backbone (default: --lr)")
     extra_layers_lr: Optional[float] = option(

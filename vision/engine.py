@@ -92,7 +92,7 @@ def parameter_groups(net: SSD, config: TrainConfig) -> List[Dict[str, Any]]:
     own rate as `base_lr`, which the schedule multiplies.
     """
     frozen = {id(p) for module in frozen_modules(net, config) for p in module.parameters()}
-    parts = [
+    parts: List[Tuple[Optional[float], List[nn.Module]]] = [
         (config.base_net_lr, [net.base_net]),
         (config.extra_layers_lr, [net.extras, net.source_layer_add_ons]),
         (None, [net.classification_headers, net.regression_headers]),
@@ -658,7 +658,7 @@ def save_samples(dataset: Dataset, augment: Augmentation, folder: Path, count: i
     items = []
     for number in range(min(count, len(dataset))):
         image, boxes, labels, gain = augment(dataset.samples[number], 0, number)
-        items.append((apply_gain(image, gain), boxes, labels))
+        items.append((apply_gain(image, float(gain)), boxes, labels))
     path = folder / "augmented.jpg"
     contact_sheet(items, dataset.classes, path)
     return path

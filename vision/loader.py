@@ -44,14 +44,14 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """Called by the loader where copies to a GPU should overlap."""
-        return Batch(*(tensor.pin_memory() for tensor in self._tensors()), self.ids)
+        return self._moved(Tensor.pin_memory)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self._tensors()), self.ids)
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def _tensors(self) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.images, self.gains, self.boxes, self.labels
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch(move(self.images), move(self.gains), move(self.boxes), move(self.labels), self.ids)
 
 
 def to_blob(batch: Batch, spec: InputSpec) -> Tensor:

@@ -170,7 +170,9 @@ def initialise(net: nn.Module, background: Optional[float] = None) -> None:
     predicting: Set[nn.Module] = set()
     xavier: Set[nn.Module] = set()
     if isinstance(net, SSD):
-        predicting = {output_layer(header) for header in [*net.classification_headers, *net.regression_headers]}
+        predicting = {
+            output_layer(header) for header in [*net.classification_headers, *net.regression_headers]
+        }
         xavier |= predicting
         if max(net.spec.input.std) < 16:
             xavier |= set(net.base_net.modules())

@@ -1,14 +1,10 @@
 """Nets that answer like trained ones: scores and boxes that spread, without any training."""
 
-import sys
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 
 from vision.checkpoint import Checkpoint, save
-from vision.export.onnx import run_torch
+from vision.export.onnx import preprocessed
 from vision.export.verify import painted
 from vision.ssd import build, output_layer
 
@@ -17,8 +13,6 @@ CLASSES = ("BACKGROUND", "disc", "square", "star")
 
 def make_lively(net, pictures):
     """Scale the heads so that logits have a spread of 2.5 and locations one of 1 on these pictures."""
-    from vision.export.onnx import preprocessed
-
     spec = net.spec.input
     blob = torch.from_numpy(preprocessed(type(spec)(*net.size, spec.mean, spec.std), pictures))
     net.eval()
@@ -30,15 +24,21 @@ def make_lively(net, pictures):
     return net
 
 
-def lively(name, classes=len(CLASSES), size=None, **options):
+def make(name, classes=len(CLASSES), size=None, **options):
     torch.manual_seed(0)
     return make_lively(build(name, classes, size, **options), painted(1))
 
 
 @pytest.fixture(scope="session")
+def lively():
+    """name, classes, size, options -> such a net."""
+    return make
+
+
+@pytest.fixture(scope="session")
 def small():
     """A net that exports in a second: mb2-ssd-lite of half the width, at 96 x 128."""
-    return lively("mb2-ssd-lite", size=(96, 128), width_mult=0.5)
+    return make("mb2-ssd-lite", size=(96, 128), width_mult=0.5)
 
 
 @pytest.fixture(scope="session")

@@ -159,3 +159,59 @@ class Tiny:
 @pytest.fixture
 def tiny():
     return Tiny()
+
+
+# --- real nets ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    """(count, seed) -> RGB images, smooth and with edges: noise alone looks the same everywhere to a net."""
+
+    def make(count, seed):
+        rng = np.random.default_rng(seed)
+        images = []
+        for _ in range(count):
+            coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+            image = np.repeat(np.repeat(coarse, 40, axis=0), 40, axis=1)
+            images.append(np.clip(image + rng.normal(0, 12, image.shape), 0, 255).astype(np.uint8))
+        return images
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def lively(pictures):
+    """(name, size, classes) -> a net with random weights that has something to say.
+
+    Its norms know the data, and its outputs have spread, so that detections are many, of all classes and not on
+    the edge of anything.
+    """
+    import torch
+
+    from vision.ssd import build, output_layer
+
+    def make(name, size, classes):
+        torch.manual_seed(0)
+        net = build(name, classes, size)
+        spec = InputSpec(*size, net.spec.input.mean, net.spec.input.std)
+        # The test image too, or the net would not be itself on it, and amplify every rounding.
+        known = [*pictures(2, seed=1), test_image(size)]
+        blob = torch.from_numpy(Detector(None, spec, CLASSES).preprocess(known))
+        norms = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        with torch.no_grad():
+            for norm in norms:
+                norm.momentum = None  # the statistics of just this batch
+                norm.reset_running_stats()
+            # The last maps have one value for each image: a variance over 3 numbers, which must not be near 0.
+            net.train()(blob)
+            net.eval()
+            for norm in norms:
+                norm.running_var.clamp_(min=1e-2)
+            for i, source in enumerate(net.source_maps(blob)):
+                for headers, spread in ((net.classification_headers, 1.5), (net.regression_headers, 0.7)):
+                    layer = output_layer(headers[i])
+                    layer.weight *= spread / headers[i](source).std().clamp(min=1e-6)
+        return net
+
+    return make

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from vision.card import test_image as make_test_image
 from vision.checkpoint import Checkpoint, save
 from vision.detector import Detector
 from vision.runtimes import RUNTIMES, open_detector
-from vision.spec import net_names
-from vision.ssd import Deployed, build, output_layer
+from vision.spec import InputSpec, net_names
+from vision.ssd import Deployed
 
 pytest.importorskip("onnx")
 export = pytest.importorskip("vision.export.onnx")
@@ -24,46 +23,6 @@ INSTALLED = [
     for name, line in RUNTIMES.items()
     if name != "detectnet" and importlib.util.find_spec(line.needs) is not None
 ]
-
-
-def pictures(count, seed):
-    """Smooth, with edges: noise alone looks the same everywhere to a net."""
-    rng = np.random.default_rng(seed)
-    images = []
-    for _ in range(count):
-        coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-        image = np.repeat(np.repeat(coarse, 40, axis=0), 40, axis=1)
-        images.append(np.clip(image + rng.normal(0, 12, image.shape), 0, 255).astype(np.uint8))
-    return images
-
-
-def lively(name, size):
-    """A net with random weights that has something to say: its norms know the data, its outputs have spread."""
-    torch.manual_seed(0)
-    net = build(name, len(CLASSES), size)
-    # The test image too, or the net would not be itself on it, and amplify every rounding.
-    known = [*pictures(2, seed=1), make_test_image(size)]
-    blob = torch.from_numpy(Detector(None, spec_input(net), CLASSES).preprocess(known))
-    norms = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    with torch.no_grad():
-        for norm in norms:
-            norm.momentum = None  # the statistics of just this batch
-            norm.reset_running_stats()
-        # The last maps have one value for each image: a variance over 3 numbers, which must not be near 0.
-        net.train()(blob)
-        net.eval()
-        for norm in norms:
-            norm.running_var.clamp_(min=1e-2)
-        for i, source in enumerate(net.source_maps(blob)):
-            for headers, spread in ((net.classification_headers, 1.5), (net.regression_headers, 0.7)):
-                layer = output_layer(headers[i])
-                layer.weight *= spread / headers[i](source).std().clamp(min=1e-6)
-    return net
-
-
-def spec_input(net):
-    spec = net.spec.input
-    return type(spec)(*net.size, spec.mean, spec.std)
 
 
 def torch_run(net):
@@ -92,9 +51,10 @@ def missing(found, among):
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[1]}x{size[0]}")
 @pytest.mark.parametrize("name", net_names())
-def test_every_runtime_detects_the_same(name, size, tmp_path):
-    net = lively(name, size)
-    trained = spec_input(net)
+def test_every_runtime_detects_the_same(name, size, tmp_path, lively, pictures):
+    net = lively(name, size, len(CLASSES))
+    spec = net.spec.input
+    trained = InputSpec(*size, spec.mean, spec.std)
     truth = Detector(torch_run(net), trained, CLASSES)
     images = pictures(2, seed=2)
     expected = truth.detect(images, threshold=THRESHOLD)
