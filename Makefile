@@ -26,8 +26,17 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
 	@touch $(READY)
 
+# The commands of a first day, as a user would type them.
 demo: $(READY)
-	$(BIN)/python -m vision.demo $(DEMO)
+	$(BIN)/python -m vision.data.shapes $(DEMO)/shapes --images 500 --seed 0
+	$(BIN)/python train_ssd.py --data $(DEMO)/shapes --model-dir $(DEMO)/model --net mb1-ssd --resolution 200 \
+		--num_epochs 24 --validation_epochs 6
+	head -n 12 $(DEMO)/shapes/ImageSets/Main/test.txt | sed 's|.*|$(DEMO)/shapes/JPEGImages/&.jpg|' \
+		| xargs $(BIN)/python run_ssd_example.py $(DEMO)/model/best.pth --output $(DEMO)/pictures > $(DEMO)/detections.txt
+	$(BIN)/python eval_ssd.py --trained_model $(DEMO)/model/best.pth --dataset $(DEMO)/shapes \
+		--eval_dir $(DEMO)/eval_results
+	@echo
+	@echo "Look at $(DEMO)/pictures/*.jpg and $(DEMO)/model/curves.png"
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto

@@ -40,7 +40,6 @@ FLOORS = {
     "vision.export": 5,
     # Opens checkpoints beside the torch-free runtimes; imported only when somebody asks for it.
     "vision.runtimes.pytorch": 5,
-    "vision.demo": 6,
 }
 TORCH_FLOOR = 3
 
