@@ -2,6 +2,9 @@
 
 import importlib.util
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from vision.errors import UserError
 from vision.runtimes import open_detector
 from vision.runtimes.exported import ExportedRun
 
+ROOT = Path(__file__).parents[2]
 PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "opencv": "cv2"}
 RUNTIMES = [name for name, package in PACKAGES.items() if importlib.util.find_spec(package)]
 needs_onnxruntime = pytest.mark.skipif("onnxruntime" not in RUNTIMES, reason="onnxruntime is not installed")
@@ -375,6 +379,32 @@ def test_no_images_are_no_detections(tiny, tmp_path, runtime):
 
 
 # --- too big ------------------------------------------------------------------------------------------------
+
+LIMITED = """
+import resource, sys
+from vision import cli
+from vision.runtimes import open_detector
+resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+side = int(sys.argv[4])
+def main(argv):
+    open_detector(sys.argv[1], sys.argv[2], sys.argv[3], size=(side, side), threads=1)
+sys.exit(cli.run(main))
+"""
+
+
+@pytest.mark.parametrize("side, code", [(64, 0), (40000, 2)])
+def test_a_net_that_is_too_big_for_the_device(tiny, tmp_path, runtime, side, code):
+    pytest.importorskip("resource")
+    path = tiny.save(tmp_path / "tiny.onnx", size=("height", "width"))
+    write_labels(tmp_path / "labels.txt", tiny.classes)
+    arguments = [str(path), runtime, str(tmp_path / "labels.txt"), str(side)]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    if code:
+        assert "not enough memory to run" in done.stderr and "Take a smaller" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -384,13 +384,18 @@ def _spread(outputs: Sequence[np.ndarray], images: int, classes: int) -> Tuple[n
 
 def _failed(model: Exported, runtime: str, blob: np.ndarray, error: Exception) -> UserError:
     reason = first_line(error)
-    height, width = model.input.size
     if isinstance(error, MemoryError) or any(word in reason.lower() for word in OUT_OF_MEMORY):
-        return UserError(
-            f"{model.path}: not enough memory to run {model.net} at {width} x {height} pixels with {len(blob)} "
-            f"images at once in {runtime} ({reason}). Take a smaller batch size, resolution or net."
-        )
+        return too_big(model, runtime, len(blob), reason)
     return UserError(f"{model.path}: {runtime} failed on an input of {blob.shape}: {reason}")
+
+
+def too_big(model: Exported, runtime: str, images: int, reason: str) -> UserError:
+    """What to say when the memory does not suffice."""
+    height, width = model.input.size
+    return UserError(
+        f"{model.path}: not enough memory to run {model.net} at {width} x {height} pixels with {images} "
+        f"images at once in {runtime} ({reason}). Take a smaller batch size, resolution or net."
+    )
 
 
 def first_line(error: BaseException) -> str:
@@ -425,7 +430,11 @@ def finish(
     layout = "bytes" if model.form == "uint8" else "planes"
     name = f"{model.net}, {runtime} on {where}"
     detector = Detector(run, model.input, model.classes, name, batch_size, layout)
-    scores, boxes = run(detector.preprocess([test_image(model.input.size)]))
+    try:
+        blob = detector.preprocess([test_image(model.input.size)])
+    except MemoryError as error:
+        raise too_big(model, runtime, 1, "for the image alone") from error
+    scores, boxes = run(blob)
     if model.card is None:
         _check_plausible(model, scores, boxes)
     elif model.card.self_test is not None:
