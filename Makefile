@@ -38,8 +38,9 @@ demo: $(READY)
 	@echo
 	@echo "Look at $(DEMO)/pictures/*.jpg and $(DEMO)/model/curves.png"
 
+# One worker for each core, and one thread for each worker: more would only wait for each other.
 test: $(READY)
-	$(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: $(READY)
 	$(BIN)/ruff check .

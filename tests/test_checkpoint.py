@@ -75,7 +75,11 @@ def test_numpy_scalars_become_plain(net, tmp_path):
     assert {type(value) for value in metrics.values()} == {float, int}
 
 
-@pytest.mark.parametrize("value", [object(), np.zeros(3), {1, 2}, {(1, 2): 3}, [print]], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [object(), np.zeros(3), {1, 2}, {(1, 2): 3}, [print]],
+    ids=["object", "array", "set", "tuple key", "function"],
+)
 def test_what_is_not_plain_is_refused_before_anything_is_written(net, tmp_path, value):
     with pytest.raises(TypeError, match="metrics: strange"):
         save(a_checkpoint(net, metrics={"strange": value}), tmp_path / "a.pth")

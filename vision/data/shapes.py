@@ -266,9 +266,9 @@ class Picture(NamedTuple):
 
 
 def _draw_shape(rng: np.random.Generator, size: Tuple[int, int], name: str) -> Shape:
-    """A shape of 15 % to 60 % of the shorter side, mostly inside the image."""
+    """A shape of about a quarter to two thirds of the shorter side, mostly inside the image."""
     height, width = size
-    side = min(size) * np.exp(rng.uniform(np.log(0.16), np.log(0.6)))
+    side = min(size) * np.exp(rng.uniform(np.log(0.24), np.log(0.65)))
     stretch = np.exp(rng.normal(0, 0.16))
     half = (side / 2 * stretch, side / 2 / stretch)
     margin = 0.3 * side
