@@ -45,6 +45,8 @@ class EvalOptions:
     conv4_3_norm: str = option("", "norm on conv4_3 of vgg16-ssd, likewise", choices=("batch", "l2"))
     runtime: str = option("auto", "what runs the model", choices=("auto", *RUNTIMES))
     use_cuda: bool = option(True, "use a GPU when there is one")
+    provider: str = option("", "how an exported file is run: cpu, cuda, tensorrt, ...", metavar="NAME")
+    threads: int = option(0, "of the CPU; 0 leaves it to the runtime")
     batch_size: int = option(8, "images at once")
 
     # the data
@@ -97,6 +99,8 @@ class EvalOptions:
             net=self.net or None,
             size=parse_resolution(self.resolution) if self.resolution else None,
             device=None if self.use_cuda else "cpu",
+            provider=self.provider or None,
+            threads=self.threads or None,
             **options,
         )
 

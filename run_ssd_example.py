@@ -44,6 +44,8 @@ class ExampleOptions:
     nms_method: str = option("hard", "non-maximum suppression", choices=NMS_METHODS)
     runtime: str = option("auto", "what runs the model", choices=("auto", *RUNTIMES))
     use_cuda: bool = option(True, "use a GPU when there is one")
+    provider: str = option("", "how an exported file is run: cpu, cuda, tensorrt, ...", metavar="NAME")
+    threads: int = option(0, "of the CPU; 0 leaves it to the runtime")
     batch_size: int = option(8, "images at once")
     json: str = option("", "also write the detections here as JSON", metavar="FILE")
 
@@ -72,6 +74,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         labels=job.labels,
         net=job.net,
         device=None if options.use_cuda else "cpu",
+        provider=options.provider or None,
+        threads=options.threads or None,
         batch_size=options.batch_size,
     )
     print(f"Model: {job.model} ({detector.name}, {len(detector.classes)} classes)")
