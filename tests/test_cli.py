@@ -53,6 +53,9 @@ def parse(line):
         ("--resume x.pth", "resume", "x.pth"),
         ("--kind b", "kind", "b"),
         ("one two", "files", ["one", "two"]),
+        ("one --lr 1 two", "files", ["one", "two"]),
+        ("--lr 1 one two", "files", ["one", "two"]),
+        ("", "files", []),
     ],
 )
 def test_values(line, name, value):

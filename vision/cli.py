@@ -136,7 +136,8 @@ def parse_given(
     options: Type[Any], argv: Optional[Sequence[str]], description: str, epilog: str = ""
 ) -> Dict[str, Any]:
     """Only what the command line said, by field name."""
-    return vars(parser_for(options, description, epilog).parse_args(argv))
+    # Intermixed, so that flags may stand between the files of a list.
+    return vars(parser_for(options, description, epilog).parse_intermixed_args(argv))
 
 
 def parse(
