@@ -76,6 +76,7 @@ def mb1_ssd() -> NetSpec:
         extra_block=extra_block,
         head=plain_head,
         priors=PRIORS,
+        learning_rate=0.05,
     )
 
 
