@@ -292,7 +292,7 @@ def _try_runtime(name: str) -> Dict[str, Any]:
             try:
                 if ".onnx" in line.suffixes:
                     runtimes.open_detector(path, name, provider=device)
-                else:
+                else:  # it reads other files; that it computes on the device must do
                     module.pick_device(device)
                 tries.append((device, ""))
             except Exception as error:  # see `attempt`

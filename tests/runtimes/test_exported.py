@@ -431,3 +431,53 @@ def test_what_a_runtime_raises_becomes_a_clear_error(tiny, error, message):
 
     with pytest.raises(UserError, match=message):
         ExportedRun(Model, infer, "stub")(np.zeros((2, 3, 4, 4), np.float32))
+
+
+# --- providers of ONNX Runtime ------------------------------------------------------------------------------
+
+CPU, CUDA, AZURE = "CPUExecutionProvider", "CUDAExecutionProvider", "AzureExecutionProvider"
+
+
+@needs_onnxruntime
+@pytest.mark.parametrize(
+    "name, available, chosen",
+    [
+        (None, [AZURE, CPU], CPU),
+        (None, ["TensorrtExecutionProvider", CUDA, CPU], CUDA),
+        ("cpu", [CUDA, CPU], CPU),
+        ("CUDA", [CUDA, CPU], CUDA),
+        (AZURE, [AZURE, CPU], AZURE),
+    ],
+)
+def test_choice_of_a_provider(name, available, chosen):
+    from vision.runtimes.onnxruntime import choose_provider
+
+    assert choose_provider(name, available) == chosen
+
+
+@needs_onnxruntime
+def test_providers_that_are_not_there():
+    from vision.runtimes.onnxruntime import choose_provider, split_number
+
+    with pytest.raises(
+        UserError, match="no provider 'cuda' here .*onnxruntime-gpu.*; there are: Azure.*, cpu"
+    ):
+        choose_provider("cuda", [AZURE, CPU])
+    assert split_number(None) == (None, 0) and split_number("cuda:2") == ("cuda", 2)
+    with pytest.raises(UserError, match="'x' is no number; write cuda:0"):
+        split_number("cuda:x")
+
+
+@needs_onnxruntime
+def test_a_provider_that_falls_back(tiny, tmp_path, monkeypatch, caplog):
+    """ONNX Runtime lists what it was built with, then runs on the CPU where the driver is missing."""
+    import vision.runtimes.onnxruntime as module
+
+    path = tiny.save(tmp_path / "tiny.onnx", card=tiny.card())
+    monkeypatch.setattr(module.onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    real = module.open_session
+    monkeypatch.setattr(module, "open_session", lambda path, provider, *rest: real(path, CPU))
+    with pytest.raises(UserError, match="cannot use CUDA.* and fell back to CPU"):
+        open_detector(path, "onnxruntime", provider="cuda")
+    assert open_detector(path, "onnxruntime").name.endswith("on CPU")
+    assert "cannot use CUDAExecutionProvider here" in caplog.text

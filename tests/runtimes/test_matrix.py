@@ -16,7 +16,7 @@ pytest.importorskip("onnx")
 export = pytest.importorskip("vision.export.onnx")
 
 CLASSES = ("BACKGROUND", "cat", "dog", "bird")
-SIZES = ((300, 300), (224, 352))
+SIZES = ((300, 300), (288, 352))
 THRESHOLD = 0.6
 INSTALLED = [
     name
@@ -35,23 +35,9 @@ def torch_run(net):
     return run
 
 
-def missing(found, among):
-    """How many detections have no counterpart of the same class, nearly the same box and score."""
-    count = 0
-    for box, score, label in zip(found.boxes, found.scores, found.labels):
-        near = (
-            (among.labels == label)
-            & (np.abs(among.boxes - box).max(axis=1, initial=0) < 0.2)
-            & (np.abs(among.scores - score) < 1e-3)
-        )
-        # Those on the threshold itself may be on either side of it.
-        count += not near.any() and score > THRESHOLD + 1e-3
-    return count
-
-
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[1]}x{size[0]}")
 @pytest.mark.parametrize("name", net_names())
-def test_every_runtime_detects_the_same(name, size, tmp_path, lively, pictures):
+def test_every_runtime_detects_the_same(name, size, tmp_path, lively, pictures, same_detections):
     net = lively(name, size, len(CLASSES))
     spec = net.spec.input
     trained = InputSpec(*size, spec.mean, spec.std)
@@ -69,5 +55,4 @@ def test_every_runtime_detects_the_same(name, size, tmp_path, lively, pictures):
         path = tmp_path / ("net.onnx" if ".onnx" in RUNTIMES[runtime].suffixes else "net.pth")
         found = open_detector(path, runtime, device="cpu", threads=2).detect(images, threshold=THRESHOLD)
         for a, b in zip(expected, found):
-            # Two boxes may overlap by just the limit of NMS; then rounding decides, and once is enough.
-            assert missing(a, b) <= 0.02 * len(a) and missing(b, a) <= 0.02 * len(a), runtime
+            assert same_detections(a, b, THRESHOLD), runtime

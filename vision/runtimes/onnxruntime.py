@@ -51,14 +51,16 @@ def load(
         path, labels, net, size, told: see `vision.runtimes.exported.describe`.
         device: "cpu" or "cuda"; the same as `provider`.
         batch_size: images at once; a file with a static batch is called several times.
-        provider: a name of PROVIDERS, or in full; None takes a GPU where there is one, else the CPU.
+        provider: a name of PROVIDERS, or in full, or with a number ("cuda:1"); None takes a GPU where there is one,
+            else the CPU.
         threads: of the CPU; None for one on each core.
 
     Raises UserError.
     """
     model = describe(path, labels, net, size, **told)
-    wanted = choose_provider(provider or device, onnxruntime.get_available_providers())
-    session = open_session(model.path, wanted, threads)
+    name, number = split_number(provider or device)
+    wanted = choose_provider(name, onnxruntime.get_available_providers())
+    session = open_session(model.path, wanted, threads, number)
     used = session.get_providers()[0]
     if used != wanted:
         if provider or device:
@@ -83,6 +85,16 @@ def devices() -> List[str]:
     return [short for short, full in PROVIDERS.items() if full in available]
 
 
+def split_number(name: Optional[str]) -> Tuple[Optional[str], int]:
+    """ "cuda:1" -> ("cuda", 1); without a number, 0. Raises UserError for a number that is none."""
+    if name is None or ":" not in name:
+        return name, 0
+    kind, number = name.split(":", 1)
+    if not number.isdigit():
+        raise UserError(f"device {name!r}: {number!r} is no number; write {kind}:0")
+    return kind, int(number)
+
+
 def choose_provider(name: Optional[str], available: List[str]) -> str:
     """ONNX Runtime's name of a provider. Raises UserError for one that is not there."""
     if name is None:
@@ -90,7 +102,7 @@ def choose_provider(name: Optional[str], available: List[str]) -> str:
             if PROVIDERS[short] in available:
                 return PROVIDERS[short]
         return available[0]
-    full = PROVIDERS.get(name.split(":")[0].lower(), name)
+    full = PROVIDERS.get(name.lower(), name)
     if full not in available:
         names = {whole: short for short, whole in PROVIDERS.items()}
         there = ", ".join(names.get(one, one) for one in available)
@@ -99,8 +111,11 @@ def choose_provider(name: Optional[str], available: List[str]) -> str:
     return full
 
 
-def open_session(path: Path, provider: str, threads: Optional[int] = None) -> Any:
-    """An InferenceSession. Raises UserError for a file that this ONNX Runtime cannot load."""
+def open_session(path: Path, provider: str, threads: Optional[int] = None, number: int = 0) -> Any:
+    """An InferenceSession, on the `number`th device of the provider.
+
+    Raises UserError for a file that this ONNX Runtime cannot load.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.inter_op_num_threads = 1
@@ -108,7 +123,9 @@ def open_session(path: Path, provider: str, threads: Optional[int] = None) -> An
         if threads < 1:
             raise UserError(f"{threads} threads are too few")
         options.intra_op_num_threads = threads
-    providers = list(dict.fromkeys([provider, PROVIDERS["cpu"]]))
+    # The number is only said when it is not the default: not every provider knows the option.
+    first: Any = (provider, {"device_id": number}) if number else provider
+    providers = [first] if provider == PROVIDERS["cpu"] else [first, PROVIDERS["cpu"]]
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # the kinds differ by version and lie in a private module

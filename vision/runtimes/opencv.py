@@ -113,7 +113,11 @@ def choose_target(name: Optional[str]) -> str:
     """A name of TARGETS. Raises UserError for one that is not there."""
     if name is None:
         return "cuda" if _is_there("cuda") else "cpu"
-    known = name.split(":")[0].lower()
+    known, _, number = name.lower().partition(":")
+    if number not in ("", "0"):
+        raise UserError(
+            f"OpenCV runs nets on the first device only, not on {name!r}; set CUDA_VISIBLE_DEVICES"
+        )
     if known not in TARGETS:
         raise UserError(f"OpenCV has no target {name!r}; known: {', '.join(TARGETS)}")
     if not _is_there(known):

@@ -23,6 +23,7 @@ def load(
     size: Optional[Tuple[int, int]] = None,
     device: Optional[str] = None,
     batch_size: int = 8,
+    provider: Optional[str] = None,
     threads: Optional[int] = None,
     **net_options: Any,
 ) -> Detector:
@@ -32,14 +33,14 @@ def load(
         path, net, size: see `vision.checkpoint.open_net`; a checkpoint written here knows all of it, of a bare
             state dict the net must be said.
         labels: label file, for a checkpoint that does not know its classes.
-        device: as torch names it; None is the first GPU, else the CPU.
+        device, provider: as torch names it; None is the first GPU, else the CPU.
         batch_size: images at once.
         threads: of all of PyTorch in this process; None leaves them.
         net_options: of the net ("width_mult").
     """
     classes = read_labels(labels) if labels is not None else None
     ssd, names, spec = open_net(path, net=net, classes=classes, size=size, **net_options)
-    where = pick_device(device)
+    where = pick_device(provider or device)
     if threads is not None:
         if threads < 1:
             raise UserError(f"{threads} threads are too few")
