@@ -362,13 +362,19 @@ def in_onnxruntime(net: torch.nn.Module, spec: InputSpec, folder: Path, threads:
 
 
 def check_agreement(found: Dict[str, Detections]) -> int:
-    """How many objects all of them found; SystemExit when they differ."""
+    """How many objects the first found; SystemExit when another finds others.
+
+    A score on the threshold, or an overlap on the limit of NMS, falls to either side by rounding: one in twenty may.
+    """
     (first, expected), *others = found.items()
     for name, one in others:
-        same = len(one) == len(expected) and sorted(one.labels) == sorted(expected.labels)
-        if not same or not np.allclose(np.sort(one.scores), np.sort(expected.scores), atol=1e-3):
+        same = 0
+        for box, score, label in zip(one.boxes, one.scores, one.labels):
+            near = (np.abs(expected.boxes - box).max(axis=1) < 1) & (np.abs(expected.scores - score) < 1e-3)
+            same += (near & (expected.labels == label)).any()
+        if same < 0.95 * max(len(one), len(expected)):
             raise SystemExit(
-                f"{name} finds {len(one)} objects, {first} {len(expected)}, or others: nothing is timed"
+                f"{name} finds {len(one)} objects, {first} {len(expected)}, {same} the same: not timed"
             )
     return len(expected)
 

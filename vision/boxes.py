@@ -194,9 +194,11 @@ def select(
     Returns: boxes (K, 4), scores (K,), labels int64 (K,) in 1..C-1, by falling score.
     """
     # A prior that passes in no class is thrown away before anything is sorted.
-    foreground = scores[:, 1:]
-    alive = np.flatnonzero((foreground > threshold).any(axis=1))
-    foreground, boxes = np.ascontiguousarray(foreground[alive].T), boxes[alive]
+    passed = scores > threshold
+    passed[:, 0] = False
+    # Flat first: few pass, and reducing 3000 short rows would take longer than all that follows.
+    alive = np.unique(np.flatnonzero(passed) // scores.shape[1])
+    foreground, boxes = np.ascontiguousarray(scores[alive, 1:].T), boxes[alive]
     if not foreground.size:
         return (
             np.zeros((0, 4), np.float32),

@@ -39,6 +39,9 @@ uint8:     `input_0` uint8 (N, H, W, 3) RGB -> as detectnet; the normalisation i
 # --- self-test ----------------------------------------------------------------------------------------------
 
 
+TOLERANCE = 3e-3
+
+
 class Probe(NamedTuple):
     """One number of a net's output for the test image: scores (P, C) or decoded corner boxes (P, 4)."""
 
@@ -55,12 +58,12 @@ class SelfTest:
     Attributes:
         probes: 8 or more numbers, of the output that a `vision.detector.Run` gives: scores after softmax, boxes
             decoded to corners as fractions, also where the file itself holds neither.
-        tolerance: the largest difference (see `worst`) that full precision may show. Rounding makes 1e-5; the bugs
-            of OpenCV that this is for make 1e-2 and more.
+        tolerance: the largest difference (see `worst`) that full precision may show. Rounding makes 1e-5, and up
+            to 1e-3 in nets that are badly conditioned; the bugs of OpenCV that this is for make 1e-2 and more.
     """
 
     probes: Tuple[Probe, ...]
-    tolerance: float = 1e-3
+    tolerance: float = TOLERANCE
 
     def worst(self, scores: np.ndarray, boxes: np.ndarray) -> float:
         """The largest difference; `scores` (P, C) and `boxes` (P, 4) of the test image.
@@ -82,7 +85,7 @@ class SelfTest:
         return worst
 
 
-def make_self_test(scores: np.ndarray, boxes: np.ndarray, tolerance: float = 1e-3) -> SelfTest:
+def make_self_test(scores: np.ndarray, boxes: np.ndarray, tolerance: float = TOLERANCE) -> SelfTest:
     """Probes of what a trusted runtime gave for `test_image`: scores (P, C) and corner boxes (P, 4).
 
     Taken where bugs show: spread over the whole prior range (every source map), on the last map (whose 1 x 1

@@ -237,9 +237,10 @@ class Detector:
 
     def _finite_boxes(self, scores: np.ndarray, boxes: np.ndarray, threshold: float) -> np.ndarray:
         """Boxes where the infinite ones of priors that nobody will see are empty boxes instead."""
-        broken = ~np.isfinite(boxes).all(axis=-1)
-        if not broken.any():
+        finite = np.isfinite(boxes)
+        if finite.all():
             return boxes
+        broken = ~finite.all(axis=-1)
         if (scores[broken][:, 1:] > threshold).any():
             raise UserError(f"{self.name}: the boxes hold NaN or infinite numbers. {BROKEN}")
         return np.where(broken[..., None], np.float32(0), boxes)

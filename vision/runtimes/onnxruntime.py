@@ -119,6 +119,9 @@ def open_session(path: Path, provider: str, threads: Optional[int] = None, numbe
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.inter_op_num_threads = 1
+    # Its threads wait for the next layer by spinning. After the last layer that would only slow down what we do
+    # with the results, and heat the device between two images.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:
         if threads < 1:
             raise UserError(f"{threads} threads are too few")

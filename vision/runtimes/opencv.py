@@ -144,6 +144,7 @@ def _infer(graph: Any, model: Exported) -> Infer:
 
 
 def _reason(error: BaseException) -> str:
-    """OpenCV's message without its source file and line."""
-    text = first_line(error)
-    return re.sub(r"^OpenCV\([^)]*\)\s*\S*?:\d+:\s*", "", text)
+    """OpenCV's message without its source file and line; what is wrong stands in the line behind the first."""
+    lines = [line.strip().lstrip("> ") for line in str(error).splitlines() if line.strip()]
+    text = re.sub(r"^OpenCV\([^)]*\)\s*\S*?:\d+:\s*", "", " ".join(lines[:2]))
+    return text[:300] or first_line(error)
