@@ -36,6 +36,7 @@ def option(
     metavar: Optional[str] = None,
     const: Any = None,
     positional: bool = False,
+    repeat: bool = False,
 ) -> Any:
     """A dataclass field that is also a command-line option.
 
@@ -45,6 +46,7 @@ def option(
         choices: allowed values.
         const: the value of the flag when it is given without one (the flag's value becomes optional).
         positional: the option has no flag; a list-typed one takes all that are left.
+        repeat: of a list: each flag takes one value, and may be given several times.
     """
     metadata = {
         "help": help,
@@ -53,6 +55,7 @@ def option(
         "metavar": metavar,
         "const": const,
         "positional": positional,
+        "repeat": repeat,
     }
     if isinstance(default, list):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
@@ -120,7 +123,9 @@ def parser_for(options: Type[Any], description: str, epilog: str = "") -> argpar
             arguments.update(type=parse_bool, nargs="?", const=True, metavar="BOOL")
         else:
             arguments["type"] = kind
-            if several:
+            if several and meta["repeat"]:
+                arguments["action"] = "append"
+            elif several:
                 arguments["nargs"] = "*" if meta["positional"] else "+"
             elif meta["const"] is not None:
                 arguments.update(nargs="?", const=meta["const"])
