@@ -8,7 +8,7 @@ from typing import Any, Deque, Dict
 RECENT = 60
 """Calls of a stage over which its mean time is taken."""
 
-WINDOW = 3.0
+WINDOW = 4.0
 """Seconds over which frames are counted."""
 
 
@@ -24,7 +24,6 @@ class Figures:
         self.frames = 0
         self.objects = 0
         self.started = time.monotonic()
-        self.first = 0.0
         self.last = 0.0
 
     def add(self, stage: str, seconds: float) -> None:
@@ -39,7 +38,6 @@ class Figures:
         with self._lock:
             self._recent.setdefault("age", deque(maxlen=RECENT)).append(age)
             now = time.monotonic()
-            self.first = self.first or now
             self.last = now
             self.frames += 1
             self.objects += objects
@@ -67,12 +65,8 @@ class Figures:
         """Frames a second, over the last seconds; 0 when nothing comes."""
         with self._lock:
             now = time.monotonic()
-            ends = [end for end in self._ends if now - end <= WINDOW]
-            if len(ends) < 2:
-                return 0.0
-            # While frames come the first and last of them are the measure; once they stay out, the clock is.
-            span = max(ends[-1] - ends[0], 1e-9)
-            return (len(ends) - 1) / max(span, now - ends[0] - 2 * span / (len(ends) - 1))
+            recent = sum(now - end <= WINDOW for end in self._ends)
+            return recent / max(1e-9, min(WINDOW, now - self.started))
 
     def mean_rate(self) -> float:
         """Frames a second from start to end."""
