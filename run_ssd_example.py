@@ -10,6 +10,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set
 import numpy as np
 
 from vision import cli
+from vision.caffe2_net import is_pair
 from vision.cli import option
 from vision.data.images import SUFFIXES, read_image
 from vision.data.sheets import write_image
@@ -96,7 +97,9 @@ def parse_job(arguments: Sequence[str]) -> Job:
         raise UserError(f"a model and an image are needed. Usage: {USAGE}")
     first = Path(arguments[0])
     suffixes = {suffix for line in RUNTIMES.values() for suffix in line.suffixes}
-    if first.is_file() or first.suffix.lower() in suffixes:
+    # "mb1-ssd" may be the name of a net, and what the two files of one in Caffe2 begin with.
+    pair = is_pair(first) and Path(arguments[1]).suffix.lower() not in suffixes
+    if first.is_file() or first.suffix.lower() in suffixes or pair:
         return Job(arguments[0], list(arguments[1:]))
     if len(arguments) < 4:
         raise UserError(f"{first} is no model file; as the name of a net it needs more. Usage: {USAGE}")

@@ -16,6 +16,7 @@ FLOORS = {
     "vision.boxes": 0,
     "vision.spec": 0,
     "vision.onnx_header": 0,
+    "vision.caffe2_net": 0,
     "vision.card": 1,
     "vision.drawing": 1,
     "vision.detector": 1,

@@ -3,11 +3,14 @@
 import contextlib
 import os
 from pathlib import Path
-from typing import Iterator, Union
+from typing import Iterator, Sequence, Union
 
+from vision.data.labels import write_labels
 from vision.errors import UserError
 
 PathLike = Union[str, Path]
+
+LABELS = "labels.txt"
 
 
 @contextlib.contextmanager
@@ -42,3 +45,13 @@ def write_bytes(path: PathLike, content: bytes) -> None:
 def write_text(path: PathLike, content: str) -> None:
     """Write UTF-8 with LF, whole or not at all. Raises UserError."""
     write_bytes(path, content.encode("utf-8"))
+
+
+def publish_labels(classes: Sequence[str], output: Path) -> Path:
+    """Write the label file beside the model; one that is there and says something else is not overwritten."""
+    place = output.parent / LABELS
+    if place.exists() and place.read_bytes() != ("\n".join(classes) + "\n").encode("utf-8"):
+        place = output.with_name(f"{output.stem}-{LABELS}")
+    with replaced(place) as temporary:
+        write_labels(temporary, classes)
+    return place

@@ -9,18 +9,15 @@ import numpy as np
 
 from vision.card import sidecar
 from vision.data import Dataset, open_dataset
-from vision.data.labels import write_labels
 from vision.detector import Detector
 from vision.evaluation.inference import SCORE_THRESHOLD
-from vision.export.files import replaced, write_text
+from vision.export.files import publish_labels, replaced, write_text
 from vision.export.onnx import Exported
 from vision.export.source import Source
 from vision.export.verify import Verification, compare_mean_ap, painted, photographs, verify
 from vision.runtimes.pytorch import TorchRun, pick_device
 
 log = logging.getLogger(__name__)
-
-LABELS = "labels.txt"
 
 YES, NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 """Values of `--verify` that are no folder."""
@@ -76,16 +73,6 @@ def _mean_ap(exported: Exported, path: Path, source: Source, dataset: Dataset) -
     # A file with NMS inside gives nothing below its own threshold.
     threshold = exported.card.threshold if exported.card.form == "nms" else SCORE_THRESHOLD
     return compare_mean_ap(path, detector, dataset, threshold)
-
-
-def publish_labels(classes: Sequence[str], output: Path) -> Path:
-    """Write the label file beside the model; one that is there and says something else is not overwritten."""
-    place = output.parent / LABELS
-    if place.exists() and place.read_bytes() != ("\n".join(classes) + "\n").encode("utf-8"):
-        place = output.with_name(f"{output.stem}-{LABELS}")
-    with replaced(place) as temporary:
-        write_labels(temporary, classes)
-    return place
 
 
 def warn_of_detectnet(classes: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
+from vision.caffe2_net import find_pair, is_pair
 from vision.detector import Detector
 from vision.errors import UserError
 
@@ -40,6 +41,13 @@ RUNTIMES: Dict[str, Runtime] = {
     "opencv": Runtime("opencv", (".onnx",), "cv2", "pip install opencv-python-headless"),
     # Not a runtime to use: what NVIDIA's detectNet would see.
     "detectnet": Runtime("detectnet", (".onnx",), "onnxruntime", "pip install onnxruntime"),
+    "caffe2": Runtime(
+        "caffe2",
+        (".pb",),
+        "caffe2",
+        'pip install torch==1.10.2 future six "protobuf<3.21" "numpy<2" with Python 3.6 to 3.9 (newer torch has no '
+        "Caffe2), or run the .onnx file of the same net with onnxruntime",
+    ),
 }
 """Where several read a suffix, the first one that is installed is taken."""
 
@@ -58,7 +66,7 @@ def open_detector(
     """Open a net that was trained or exported.
 
     Args:
-        path: the file.
+        path: the file; of Caffe2's two either one, or what both names begin with.
         runtime: a name of RUNTIMES, or "auto": the first that reads files of this suffix and is installed.
         labels: a label file, for a file that does not know its classes.
         net: the net's name, for a file that does not know it.
@@ -70,7 +78,7 @@ def open_detector(
 
     Raises UserError when the file is missing, no runtime reads it or the runtime is not installed.
     """
-    path = Path(path)
+    path = find_pair(path).predict if is_pair(path) else Path(path)
     name = choose_runtime(path, runtime)
     chosen = RUNTIMES[name]
     if not path.is_file():
