@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
+from vision.data.coco import coco_parts, is_coco, read_coco
+from vision.data.csv_rows import csv_parts, is_csv, read_csv
 from vision.data.labels import read_labels, suggest, with_background
-from vision.data.open_images import is_open_images, read_open_images
+from vision.data.open_images import GROUP_RULES, is_open_images, open_images_parts, read_open_images
 from vision.data.sample import Dataset, Finding, Sample
-from vision.data.voc import is_voc, read_voc
+from vision.data.voc import is_voc, read_voc, voc_parts
+from vision.data.yolo import is_yolo, read_yolo, yolo_parts
 from vision.errors import UserError
 
 __all__ = ["Dataset", "Finding", "Sample", "open_dataset", "summary"]
@@ -25,12 +29,15 @@ PathLike = Union[str, Path]
 class Format(NamedTuple):
     """A layout of data sets: how users call it, how to know it, how to read it.
 
-    `read(root, split, classes, seed)` gives a Dataset; classes None means those of the root itself.
+    `parts(root)` gives the names of its parts, none where the images lie in one heap. `read(root, split, classes,
+    seed)` gives a Dataset; classes None means those of the root itself. `shows` is what a folder of it holds.
     """
 
     name: str
     recognises: Callable[[Path], bool]
+    parts: Callable[[Path], List[str]]
     read: Callable[[Path, str, Optional[Sequence[str]], int], Dataset]
+    shows: str
 
 
 def _read_open_images(root: Path, split: str, classes: Optional[Sequence[str]], seed: int) -> Dataset:
@@ -38,12 +45,17 @@ def _read_open_images(root: Path, split: str, classes: Optional[Sequence[str]], 
 
 
 FORMATS: Tuple[Format, ...] = (
-    Format("voc", is_voc, read_voc),
-    Format("open_images", is_open_images, _read_open_images),
+    Format("voc", is_voc, voc_parts, read_voc, "Annotations/*.xml and JPEGImages/"),
+    Format("open_images", is_open_images, open_images_parts, _read_open_images, "*-annotations-bbox.csv"),
+    Format(
+        "coco", is_coco, coco_parts, read_coco, "annotations/instances_*.json or train/_annotations.coco.json"
+    ),
+    Format("yolo", is_yolo, yolo_parts, read_yolo, "data.yaml, or images/ beside labels/"),
+    Format("csv", is_csv, csv_parts, read_csv, "a CSV with filename,class,xmin,ymin,xmax,ymax"),
 )
-"""A new format is one line here."""
+"""A new format is one line here. The order is that of recognition."""
 
-NOTES = frozenset({"exif-rotated", "random-split", "shared-split"})
+NOTES = frozenset({"exif-rotated", "random-split", "shared-split", "no-rows"})
 """Findings that tell of a decision and not of a fault: `strict` lets them pass."""
 
 SHOWN = 3
@@ -53,24 +65,42 @@ LISTED = 50
 """Findings that an error lists."""
 
 
-def _format_of(root: Path, dataset_type: str) -> Format:
+def format_of(root: PathLike, dataset_type: str = "auto") -> Format:
     """The format that a user named, or that a folder shows. Raises UserError."""
+    root = Path(root)
     names = [known.name for known in FORMATS]
-    wanted = dataset_type.strip().lower().replace("-", "_")
+    wanted = re.sub(r"[-_ ]", "", dataset_type.lower())
     if wanted != "auto":
         for known in FORMATS:
-            if known.name == wanted:
+            if known.name.replace("_", "") == wanted:
                 return known
         raise UserError(
-            f"data set type {dataset_type!r} is not known{suggest(wanted, names)}; known: auto, {', '.join(names)}"
+            f"data set type {dataset_type!r} is not known{suggest(dataset_type, names)}; "
+            f"known: auto, {', '.join(names)}"
         )
-    if not root.is_dir():
+    if not root.exists():
         raise UserError(f"{root}: no such folder")
-    for known in FORMATS:
-        if known.recognises(root):
-            return known
-    # Let the reader of the first format say what it misses; its message names the folders.
-    return FORMATS[0]
+    found = [known for known in FORMATS if known.recognises(root)]
+    if not found:
+        raise UserError(_unrecognised(root))
+    if len(found) > 1:
+        others = " and ".join(f"like {known.name}" for known in found[1:])
+        log = "%s: read as %s, but it also looks %s; --dataset_type says which"
+        logger.warning(log, root, found[0].name, others)
+    return found[0]
+
+
+def _unrecognised(root: Path) -> str:
+    """What was looked for in a folder, and what it holds."""
+    if not root.is_dir():
+        return f"{root}: a file, not the folder of a data set"
+    held = sorted(path.name for path in root.iterdir())
+    folders = [name for name in held if (root / name).is_dir()]
+    nested = [name for name in folders[:LISTED] if any(known.recognises(root / name) for known in FORMATS)]
+    if nested:
+        return f"{root}: not a data set; did you mean {root / nested[0]}?"
+    looked = "".join(f"\n  {known.name}: {known.shows}" for known in FORMATS)
+    return f"{root}: not a data set of a known type; it holds {', '.join(held[:8]) or 'nothing'}. Looked for{looked}"
 
 
 def _union(lists: Sequence[Tuple[str, ...]]) -> Tuple[str, ...]:
@@ -113,6 +143,40 @@ def _refuse(findings: Sequence[Finding]) -> None:
         raise UserError("\n  ".join([head] + lines))
 
 
+def _recognised(known: Format, root: Path) -> str:
+    """What a root was taken for, for people."""
+    parts = known.parts(root)
+    return f"{root}: {known.name}, {'splits ' + ', '.join(parts) if parts else 'not divided into splits'}"
+
+
+def _with_groups(samples: Sequence[Sample], rule: str) -> List[Sample]:
+    """Samples under one of GROUP_RULES."""
+    if rule == "ignore":
+        return list(samples)
+    if rule == "keep":
+        return [replace(sample, group=np.zeros_like(sample.group)) for sample in samples]
+    kept = []
+    for sample in samples:
+        single = ~sample.group
+        if single.any() or not len(single):  # else the image would pass for one that holds no object
+            boxes, labels, difficult = sample.boxes[single], sample.labels[single], sample.difficult[single]
+            group = sample.group[single]
+            kept.append(replace(sample, boxes=boxes, labels=labels, difficult=difficult, group=group))
+    return kept
+
+
+def _check_labels(dataset: Dataset) -> None:
+    """Raise UserError when the given classes are why no object is left."""
+    unknown = [finding for finding in dataset.findings if finding.code == "unknown-class"]
+    if unknown:
+        names = Counter(finding.value + finding.action.replace("dropped", "", 1) for finding in unknown)
+        told = "\n  ".join(name for name, _ in names.most_common(SHOWN * 3))
+        given = ", ".join(dataset.classes[1:])
+        raise UserError(
+            f"{dataset.name}: no object is of the given classes ({given}). The data hold:\n  {told}"
+        )
+
+
 def open_dataset(
     roots: Union[PathLike, Sequence[PathLike]],
     split: str,
@@ -120,6 +184,7 @@ def open_dataset(
     labels: Union[PathLike, Sequence[str], None] = None,
     strict: bool = False,
     seed: int = 0,
+    groups: str = "ignore",
 ) -> Dataset:
     """Read a split of one or more roots as one data set.
 
@@ -131,6 +196,9 @@ def open_dataset(
             name: their own order when they agree on it, else sorted.
         strict: refuse data with any finding but notes (see NOTES).
         seed: of splits that have to be drawn.
+        groups: boxes round several objects: "ignore" leaves them marked in `Sample.group`, so that they are neither
+            objects nor background; "keep" makes them ordinary objects; "drop" leaves them out, and the images in which
+            nothing else is.
 
     Raises UserError for a missing or unknown root, for a split without a single sample, for data without a
     single class, and in strict mode for any fault, naming them.
@@ -146,14 +214,19 @@ def open_dataset(
     if labels is not None:
         given = read_labels(labels) if isinstance(labels, (str, Path)) else with_background(list(labels))
 
-    parts = [_format_of(path, dataset_type).read(path, split, given, seed) for path in paths]
+    if groups not in GROUP_RULES:
+        raise UserError(f"--groups {groups!r} is none of {', '.join(GROUP_RULES)}")
+    formats = [format_of(path, dataset_type) for path in paths]
+    parts = [known.read(path, split, given, seed) for known, path in zip(formats, paths)]
     classes = _union([part.classes for part in parts])
     dataset = Dataset(
         name=" + ".join(part.name for part in parts),
         classes=classes,
         samples=_tell_apart(paths, [_renumber(part, classes) for part in parts]),
         findings=[finding for part in parts for finding in part.findings],
+        recognised=tuple(_recognised(known, path) for known, path in zip(formats, paths)),
     )
+    dataset.samples = _with_groups(dataset.samples, groups)
     if strict:
         _refuse(dataset.findings)
     if not dataset.samples:
@@ -162,6 +235,8 @@ def open_dataset(
         raise UserError(
             f"{dataset.name}: the annotations hold no object, so there is no class; give a label file"
         )
+    if given is not None and not dataset.num_objects:
+        _check_labels(dataset)
     return dataset
 
 
@@ -169,9 +244,12 @@ def summary(dataset: Dataset) -> str:
     """Images, negatives, objects of each class, and the findings by code, for people to read."""
     negatives = sum(len(sample.labels) == 0 for sample in dataset.samples)
     difficult = sum(int(sample.difficult.sum()) for sample in dataset.samples)
-    lines = [
+    group = sum(int(sample.group.sum()) for sample in dataset.samples)
+    lines = list(dataset.recognised)
+    lines += [
         f"{dataset.name}: {len(dataset)} images, {negatives} of them without objects; "
         f"{dataset.num_objects} objects, {difficult} of them difficult"
+        + (f", {group} of them groups" if group else "")
     ]
     counts = np.zeros(len(dataset.classes), np.int64)
     images = np.zeros(len(dataset.classes), np.int64)

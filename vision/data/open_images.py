@@ -36,6 +36,7 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tu
 
 import numpy as np
 
+from vision.data.annotations import LARGEST_FRACTION, ROUNDING, SMALLEST_SIDE
 from vision.data.images import SUFFIXES, Broken, check_image
 from vision.data.labels import suggest, with_background
 from vision.data.sample import Dataset, Finding, Sample
@@ -60,10 +61,6 @@ GROUP_RULES = ("ignore", "keep", "drop")
 
 BLOCK = 1 << 18
 LONGEST_LINE = 1 << 20
-# Above this a coordinate is no fraction that went astray: somebody wrote pixels.
-LARGEST_FRACTION = 2.0
-SMALLEST_SIDE = 1.0
-"""Pixels; a box below this teaches nothing."""
 
 Corners = Tuple[float, float, float, float]
 
@@ -180,6 +177,11 @@ def find_tables(root: Path) -> Dict[str, Path]:
 def is_open_images(root: Path) -> bool:
     """Whether a folder looks like one of the downloader's, or holds full Open Images box files."""
     return bool(find_tables(Path(root)))
+
+
+def open_images_parts(root: Path) -> List[str]:
+    """The splits that have a box file."""
+    return list(find_tables(Path(root)))
 
 
 def negatives_file(root: Path, split: str) -> Path:
@@ -360,7 +362,7 @@ def _judge(box: Corners, size: Tuple[int, int]) -> Tuple[Optional[Corners], str,
     if max(abs(a - b) * side for a, b, side in zip((x1, y1, x2, y2), box, (width, height) * 2)) > 1:
         code, action = "clipped-box", "clipped to the image"
     pixels = (x1 * width, y1 * height, x2 * width, y2 * height)
-    if min(pixels[2] - pixels[0], pixels[3] - pixels[1]) < SMALLEST_SIDE:
+    if min(pixels[2] - pixels[0], pixels[3] - pixels[1]) < SMALLEST_SIDE - ROUNDING:
         return None, "empty-box", "dropped"
     return pixels, code, action
 

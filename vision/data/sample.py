@@ -72,12 +72,14 @@ class Dataset:
         classes: class names, BACKGROUND first; labels index it.
         samples: in the order of the split file.
         findings: what the reader met and how it was resolved.
+        recognised: what each root was taken for, for people ("DIR: voc, splits train, test").
     """
 
     name: str
     classes: Tuple[str, ...]
     samples: List[Sample]
     findings: List[Finding] = field(default_factory=list)
+    recognised: Tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)

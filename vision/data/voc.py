@@ -33,7 +33,6 @@ An XML without objects is an image without objects: kept, as a negative. A missi
 Corners are shifted by -1 from VOC's 1-based pixels.
 """
 
-import hashlib
 import logging
 import math
 import os
@@ -44,8 +43,10 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from vision.data.images import SUFFIXES, Broken, Header, Size, check_image, split_suffix
+from vision.data.annotations import LARGEST_NUMBER, Verdict, judge, size_as_read
+from vision.data.images import SUFFIXES, Broken, Size, check_image, split_suffix
 from vision.data.labels import read_labels, read_text, suggest, with_background
+from vision.data.parts import DRAWN, draw, drawn_note, in_order
 from vision.data.sample import Dataset, Finding, Sample
 from vision.errors import UserError
 
@@ -53,10 +54,7 @@ logger = logging.getLogger(__name__)
 
 PathLike = Union[str, Path]
 
-TEST_SHARE = 0.2
-LARGEST_NUMBER = 1e6
-SMALLEST_SIDE = 1.0
-"""Pixels; a box below this teaches nothing."""
+CLASS_FILES = ("labels.txt", "labelmap.txt")
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -121,15 +119,7 @@ def _parse(raw: bytes) -> _Annotation:
 # --- objects to boxes ---------------------------------------------------------------------------------------
 
 
-class _Verdict(NamedTuple):
-    """A corner box in pixels, or why there is none; `code` is empty when there is nothing to say."""
-
-    box: Optional[Tuple[float, float, float, float]]
-    code: str = ""
-    action: str = "dropped"
-
-
-def _judge(corners: Sequence[str], size: Size, scale: Tuple[float, float]) -> _Verdict:
+def _judge(corners: Sequence[str], size: Size, scale: Tuple[float, float]) -> Verdict:
     """The box of one object by the rules at the head of this file.
 
     Args:
@@ -138,42 +128,15 @@ def _judge(corners: Sequence[str], size: Size, scale: Tuple[float, float]) -> _V
         scale: (x, y) from declared to real pixels.
     """
     if len(corners) != 4 or not all(corners):
-        return _Verdict(None, "no-box")
+        return Verdict(None, "no-box")
     values = [_number(corner) for corner in corners]
     if not all(abs(value) <= LARGEST_NUMBER for value in values):  # False for NaN
-        return _Verdict(None, "bad-number")
+        return Verdict(None, "bad-number")
     if all(0 <= value <= 1 for value in values) and any(value % 1 for value in values):
-        return _Verdict(None, "fraction-box", "dropped; VOC boxes are in pixels")
+        return Verdict(None, "fraction-box", "dropped; VOC boxes are in pixels")
 
-    height, width = size
     x1, y1, x2, y2 = ((value - 1) * scale[i % 2] for i, value in enumerate(values))
-    code, action = "", ""
-    if x1 > x2 or y1 > y2:
-        inside = all(-1 <= x <= width for x in (x1, x2)) and all(-1 <= y <= height for y in (y1, y2))
-        if not inside:
-            return _Verdict(None, "inverted-box")
-        x1, x2, y1, y2 = min(x1, x2), max(x1, x2), min(y1, y2), max(y1, y2)
-        code, action = "inverted-box", "corners swapped"
-    if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
-        # A box without area on the border is empty rather than outside.
-        degenerate = min(x2 - x1, y2 - y1) < SMALLEST_SIDE
-        return _Verdict(None, "empty-box" if degenerate else "outside-box")
-    if x1 < -1 or y1 < -1 or x2 > width or y2 > height:
-        code, action = "clipped-box", "clipped to the image"
-    x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
-    if min(x2 - x1, y2 - y1) < SMALLEST_SIDE:
-        return _Verdict(None, "empty-box")
-    return _Verdict((x1, y1, x2, y2), code, action)
-
-
-def _declared_scale(declared: Optional[Size], real: Size) -> Tuple[Tuple[float, float], str]:
-    """(x, y) factors from declared to real pixels, and what to say about them ("" when the sizes agree)."""
-    if declared is None or declared == real:
-        return (1.0, 1.0), ""
-    y, x = real[0] / declared[0], real[1] / declared[1]
-    if abs(y / x - 1) <= 0.01:
-        return (x, y), f"boxes scaled by {(x * y) ** 0.5:.4g}"
-    return (1.0, 1.0), "boxes taken as pixels of the file"
+    return judge((x1, y1, x2, y2), size)
 
 
 class _Reader:
@@ -204,23 +167,6 @@ class _Reader:
         if len(names) > 1:
             self.report("several-images", xml, "", ", ".join(names), f"{chosen} taken")
         return self.folder / chosen
-
-    def size_of(self, header: Header, annotation: _Annotation, xml: Path) -> Tuple[Size, Tuple[float, float]]:
-        """(height, width) of the image as it will be read, and the factors that boxes need."""
-        declared = annotation.size
-        if declared is not None and header.must_turn(declared):
-            text = (
-                f"stored as {header.size[1]} x {header.size[0]}, annotated as {declared[1]} x {declared[0]}"
-            )
-            self.report("exif-rotated", xml, "", text, "turned upright on reading")
-            return declared, (1.0, 1.0)
-        scale, action = _declared_scale(declared, header.size)
-        if declared is not None and action:
-            text = (
-                f"{declared[1]} x {declared[0]} in the XML, {header.size[1]} x {header.size[0]} in the file"
-            )
-            self.report("size-mismatch", xml, "", text, action)
-        return header.size, scale
 
     def objects_of(
         self, annotation: _Annotation, size: Size, scale: Tuple[float, float], xml: Path
@@ -259,7 +205,7 @@ class _Reader:
         except Broken as broken:
             self.report(broken.code, path, "", broken.reason, "dropped")
             return None
-        size, scale = self.size_of(header, annotation, xml)
+        size, scale = size_as_read(header, annotation.size, xml, "", self.findings)
         boxes, labels, difficult = self.objects_of(annotation, size, scale, xml)
         return Sample(
             id=stem,
@@ -304,7 +250,23 @@ def _list_annotations(folder: Path) -> Dict[str, Path]:
 
 def is_voc(root: PathLike) -> bool:
     """Whether a folder looks like a VOC tree."""
-    return (Path(root) / "Annotations").is_dir()
+    root = Path(root)
+    # Listed, because where case does not count COCO's `annotations` would be there under this name as well.
+    return root.is_dir() and any(path.name == "Annotations" and path.is_dir() for path in root.iterdir())
+
+
+def voc_parts(root: PathLike) -> List[str]:
+    """The split files that name parts of the whole; none without any.
+
+    Of train, val and trainval those that are used, see `read_voc`; without VOC's files for one class ("cat_train.txt").
+    """
+    folder = Path(root) / "ImageSets" / "Main"
+    there = sorted(path.stem for path in folder.glob("*.txt")) if folder.is_dir() else []
+    plain = [name for name in there if not re.search(r"_(train|val|trainval|test)$", name)] or there
+    if "trainval" in plain:
+        unused = ("train", "val") if "test" in plain or not {"train", "val"} <= set(plain) else ("trainval",)
+        plain = [name for name in plain if name not in unused]
+    return in_order(plain)
 
 
 def _check_root(root: Path) -> None:
@@ -377,33 +339,17 @@ def _read_split(path: Path, known: Dict[str, Path], findings: List[Finding]) -> 
     return list(stems)
 
 
-def _random_split(root: Path, split: str, stems: Sequence[str], seed: int) -> List[str]:
-    """The training or test part of all images, for a root without split files.
-
-    An image's place depends on the seed and its own name, so new images shuffle none of the old ones about.
-    """
-    if split not in ("train", "trainval", "test", "val"):
-        raise UserError(f"{root}: no ImageSets/Main/{split}.txt; without split files ask for train or test")
-
-    def draw(stem: str) -> bytes:
-        return hashlib.sha256(f"{seed}/{stem}".encode("utf-8", "surrogateescape")).digest()
-
-    count = max(1, round(len(stems) * TEST_SHARE)) if len(stems) > 1 else 0
-    test = set(sorted(stems, key=draw)[:count])
-    wants_test = split in ("test", "val")
-    return [stem for stem in stems if (stem in test) == wants_test]
-
-
 def _stems(root: Path, split: str, known: Dict[str, Path], seed: int, findings: List[Finding]) -> List[str]:
     """Images of a split, in its order."""
     path = _choose_split(root, split)
     if path is None:
         everything = sorted(set(known) | set(_list_images(root / "JPEGImages")))
-        stems = _random_split(root, split, everything, seed)
-        note = f"{len(stems)} of {len(everything)} images for {split}"
-        findings.append(
-            Finding("random-split", str(root), "", f"no ImageSets/Main, seed {seed}", f"split 80/20: {note}")
-        )
+        if split not in DRAWN:
+            raise UserError(
+                f"{root}: no ImageSets/Main/{split}.txt; without split files ask for train or test"
+            )
+        stems = draw(everything, split, seed)
+        findings.append(drawn_note(root, "no ImageSets/Main", split, seed, len(stems), len(everything)))
     else:
         stems = _read_split(path, known, findings)
         if path.stem == "default" and split in ("train", "test"):
@@ -418,14 +364,20 @@ def _stems(root: Path, split: str, known: Dict[str, Path], seed: int, findings: 
 # --- the reader ---------------------------------------------------------------------------------------------
 
 
+def _class_file(root: Path) -> Optional[Path]:
+    """labels.txt, or what CVAT puts there."""
+    return next((root / name for name in CLASS_FILES if (root / name).is_file()), None)
+
+
 def _choose_classes(
     root: Path, classes: Optional[Sequence[str]], annotations: Dict[str, Union[_Annotation, Broken]]
 ) -> Tuple[str, ...]:
-    """Given ones, else those of labels.txt, else every name in the annotations, sorted. BACKGROUND first."""
+    """Given ones, else those of the class file, else every name in the annotations, sorted. BACKGROUND first."""
     if classes is not None:
         return with_background(list(classes))
-    if (root / "labels.txt").is_file():
-        return read_labels(root / "labels.txt")
+    file = _class_file(root)
+    if file is not None:
+        return read_labels(file)
     names = {
         thing.name
         for annotation in annotations.values()
@@ -455,8 +407,8 @@ def read_voc(root: PathLike, split: str, classes: Optional[Sequence[str]] = None
             train.txt before trainval.txt where val.txt has to serve as the test. "test" takes test.txt, else
             val.txt, else default.txt. Any other name is that file. Without any split file the images are
             split 80/20.
-        classes: class names (BACKGROUND may be among them), which also number the labels. None: labels.txt in
-            the root, else all names in all annotations of the root, whatever the split, sorted.
+        classes: class names (BACKGROUND may be among them), which also number the labels. None: labels.txt or
+            CVAT's labelmap.txt in the root, else all names in all annotations of the root, whatever the split, sorted.
         seed: of the 80/20 split.
 
     Raises UserError when the folders or the split are not there. An empty result is not an error here.
@@ -468,7 +420,7 @@ def read_voc(root: PathLike, split: str, classes: Optional[Sequence[str]] = None
     stems = _stems(root, split, files, seed, findings)
 
     # The names of a root without labels.txt come from all its annotations: numbering must not hang on the split.
-    everything = classes is None and not (root / "labels.txt").is_file()
+    everything = classes is None and _class_file(root) is None
     wanted = sorted(files) if everything else [stem for stem in stems if stem in files]
     annotations = {stem: _load(files[stem]) for stem in wanted}
 
