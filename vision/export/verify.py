@@ -101,7 +101,7 @@ def verify(
 
     Raises UserError when ONNX Runtime is not installed, and where the file is not valid or gives other numbers.
     """
-    check_graph(onnx.load(str(path)), exported)
+    check_graph(onnx.load(str(path), load_external_data=False), exported)
     images = list(images) if images else painted()
     result = Verification(len(images))
     session = _session(Path(path).read_bytes(), str(path))
@@ -132,6 +132,11 @@ def verify(
 def check_graph(model: onnx.ModelProto, exported: Exported) -> None:
     """ONNX's own checker, strict shape inference, and what this house promises of its files."""
     plan_opset = exported.card.opset
+    outside = [
+        each.name for each in model.graph.initializer if each.data_location == onnx.TensorProto.EXTERNAL
+    ]
+    if outside:
+        raise UserError(f"the exported file keeps {len(outside)} weights elsewhere ({outside[0]}, ...)")
     try:
         onnx.checker.check_model(model, full_check=True)
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
@@ -141,11 +146,6 @@ def check_graph(model: onnx.ModelProto, exported: Exported) -> None:
         raise UserError(
             f"the exported file has opset {opset_of(model)} and IR {model.ir_version}, not opset {plan_opset}"
         )
-    outside = [
-        each.name for each in model.graph.initializer if each.data_location == onnx.TensorProto.EXTERNAL
-    ]
-    if outside:
-        raise UserError(f"the exported file keeps {len(outside)} weights elsewhere ({outside[0]}, ...)")
     declared = {value.name: _shape(value) for value in model.graph.output}
     for value in inferred.graph.output:
         if _shape(value) != declared[value.name]:
