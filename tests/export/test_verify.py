@@ -37,7 +37,9 @@ def spoil(model, factor=1.05):
     named = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}
     for each in model.graph.initializer:
         if each.name in named:
-            each.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(each) * np.float32(factor), each.name))
+            each.CopyFrom(
+                numpy_helper.from_array(numpy_helper.to_array(each) * np.float32(factor), each.name)
+            )
 
 
 @pytest.mark.parametrize(
