@@ -136,6 +136,7 @@ class Pipeline:
         self.figures = Figures()
         self.failures: List[str] = []
         self._broken: Optional[BaseException] = None
+        self._lost: List[UserError] = []
         self._stopped = threading.Event()
         self._changed = threading.Condition()
         # A film is read a little ahead, which evens out frames that are slow to decode.
@@ -206,6 +207,10 @@ class Pipeline:
                 thread.join(max(0.0, end - monotonic()))
         if self._broken is not None:
             raise self._broken
+        if len(self._lost) == len(self.sources):
+            if not self.figures.frames:
+                raise self._lost[-1]
+            log.error("error: %s", self._lost[-1])
 
     # --- stages ---------------------------------------------------------------------------------------------
 
@@ -262,15 +267,12 @@ class Pipeline:
             source.close()
 
     def _source_failed(self, error: UserError) -> None:
-        """The others go on; when all have failed, the program does too."""
+        """The others go on; what becomes of the last one is known at the end."""
         if self._stopped.is_set():
             return
         self.failures.append(str(error))
-        if len(self.sources) > 1:
-            log.error("error: %s", error)
-        if len(self.failures) >= len(self.sources) and self._broken is None and not self.figures.frames:
-            self._broken = error
-        elif len(self.sources) == 1:
+        self._lost.append(error)
+        if len(self._lost) < len(self.sources):
             log.error("error: %s", error)
 
     def _take(self) -> Optional[List[Frame]]:

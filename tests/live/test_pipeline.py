@@ -1,0 +1,330 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from vision.errors import UserError
+from vision.live.outputs import Output
+from vision.live.pipeline import keep
+from vision.live.sources import Film, Grab, Source, open_source
+
+
+class Collector(Output):
+    """Keeps what it gets."""
+
+    def __init__(self, skips=False, picture=True, delay=0.0, most=None):
+        self.skips, self.wants_picture, self.delay, self.most = skips, picture, delay, most
+        self.results = []
+        self.closed = 0
+
+    def write(self, result):
+        time.sleep(self.delay)
+        self.results.append(result)
+        return None if self.most is None else len(self.results) < self.most
+
+    def close(self):
+        self.closed += 1
+
+
+class Ticking(Source):
+    """A live source that gives its number as brightness, `rate` times a second, for ever or for `count` frames."""
+
+    name, live = "ticking", True
+
+    def __init__(self, rate=100.0, count=None):
+        self.rate, self.count, self.given = rate, count, 0
+
+    def read(self):
+        if self.given == self.count:
+            return None
+        time.sleep(1 / self.rate)
+        self.given += 1
+        return Grab(np.full((8, 8, 3), self.given % 256, np.uint8), self.given / self.rate)
+
+
+class Failing(Source):
+    """Gives some frames, then breaks."""
+
+    name = "failing"
+
+    def __init__(self, good=0, error=UserError("failing: is broken")):
+        self.good, self.error = good, error
+
+    def read(self):
+        self.good -= 1
+        if self.good < 0:
+            raise self.error
+        return Grab(np.zeros((8, 8, 3), np.uint8), 0.0)
+
+
+def film(live, tmp_path, frames=20, name="film.avi"):
+    return Film(str(live.write_film(tmp_path / name, frames)))
+
+
+def test_a_source_without_frames(live):
+    output = Collector()
+    live.make_pipeline([Ticking(count=0)], [output]).run()
+    assert output.results == [] and output.closed == 1
+
+
+def test_a_film_is_whole_in_order_and_as_the_detector_alone_finds_it(live, tmp_path):
+    source = film(live, tmp_path)
+    output, other = Collector(), Collector(picture=False, delay=0.005)
+    live.make_pipeline([source], [output, other]).run()
+    assert [result.frame.number for result in output.results] == list(range(20))
+    assert [result.frame.number for result in other.results] == list(range(20))
+    detector = live.colour_detector()
+    for result in output.results:
+        alone = detector.detect(result.frame.image, 0.2)
+        assert len(alone) == 4
+        np.testing.assert_array_equal(result.detections.boxes, alone.boxes)
+        assert result.detections.names == ["red", "green", "blue", "red"]
+        assert (result.picture != result.frame.image).any()
+
+
+def test_pictures_are_drawn_only_where_wanted(live, tmp_path):
+    output = Collector(picture=False)
+    live.make_pipeline([film(live, tmp_path, 3)], [output]).run()
+    assert [result.picture for result in output.results] == [None] * 3
+
+
+def test_an_empty_frame_is_a_good_result(live):
+    output = Collector()
+    live.make_pipeline([Ticking(count=3)], [output]).run()
+    assert output.results and all(len(result.detections) == 0 for result in output.results)
+
+
+def test_a_slow_net_drops_frames_of_a_live_source_and_sees_new_ones(live):
+    source, output = Ticking(rate=200, count=200), Collector()
+    pipeline = live.make_pipeline([source], [output], live.colour_detector(delay=0.05))
+    pipeline.run()
+    seen = len(output.results)
+    assert 0 < seen < 100
+    assert pipeline.dropped + seen == 200
+    numbers = [result.frame.number for result in output.results]
+    assert numbers == sorted(numbers) and numbers[-1] == 199
+
+
+@pytest.mark.parametrize("batch_size, largest", [(0, 2), (1, 1), (4, 4)])
+def test_several_sources_share_batches(live, tmp_path, batch_size, largest):
+    sizes = []
+
+    def run(blob):
+        sizes.append(len(blob))
+        return live.find_colours(blob)
+
+    sources = [film(live, tmp_path, 12, "a.avi"), film(live, tmp_path, 7, "b.avi")]
+    output = Collector()
+    live.make_pipeline(sources, [output], live.colour_detector(0.01, run), batch_size=batch_size).run()
+    assert max(sizes) <= largest and sum(sizes) == 19
+    for number, count in ((0, 12), (1, 7)):
+        mine = [result.frame.number for result in output.results if result.frame.source == number]
+        assert mine == list(range(count))
+
+
+def test_a_live_source_does_not_wait_for_another(live):
+    slow, fast = Ticking(rate=5, count=3), Ticking(rate=100, count=40)
+    output = Collector()
+    live.make_pipeline([slow, fast], [output]).run()
+    counts = [sum(result.frame.source == number for result in output.results) for number in (0, 1)]
+    assert counts[0] == 3 and counts[1] > 10
+
+
+def test_a_slow_watcher_slows_nobody(live, tmp_path):
+    watcher, keeper = Collector(skips=True, delay=0.2), Collector()
+    live.make_pipeline([film(live, tmp_path, 30)], [watcher, keeper]).run()
+    assert len(keeper.results) == 30 and len(watcher.results) < 15
+    assert watcher.results[-1].frame.number == 29, "the last one is shown"
+
+
+def test_settings_are_obeyed_while_it_runs(live):
+    output = Collector()
+    pipeline = live.make_pipeline([Looping(live)], [output])
+    with live.Running(pipeline):
+        live.wait_until(lambda: output.results and len(output.results[-1].detections) == 4)
+        pipeline.settings.change(threshold=0.6)
+        live.wait_until(lambda: len(output.results[-1].detections) == 2)
+        pipeline.settings.change(threshold=0.2, shown=frozenset({1}))
+        live.wait_until(lambda: output.results[-1].detections.names == ["red", "red"])
+
+
+class Looping(Source):
+    """The same picture for ever, as a film."""
+
+    name = "looping"
+
+    def __init__(self, live):
+        self.image = live.picture()
+        self.given = 0
+
+    def read(self):
+        time.sleep(0.005)
+        self.given += 1
+        return Grab(self.image, self.given / 25)
+
+
+def test_a_pause_stops_a_film_and_still_shows_what_is_changed(live):
+    keeper, watcher = Collector(), Collector(skips=True)
+    pipeline = live.make_pipeline([Looping(live)], [keeper, watcher])
+    with live.Running(pipeline):
+        live.wait_until(lambda: watcher.results)
+        pipeline.settings.change(paused=True)
+        time.sleep(0.5)
+        count = len(keeper.results)
+        pipeline.settings.change(threshold=0.8)
+        live.wait_until(lambda: len(watcher.results[-1].detections) == 1)
+        assert watcher.results[-1].again
+        assert len(keeper.results) == count, "it is not written a second time"
+        pipeline.settings.change(paused=False)
+        live.wait_until(lambda: len(keeper.results) > count)
+        numbers = [result.frame.number for result in keeper.results]
+        assert numbers == list(range(len(numbers))), "nothing of a film is lost in a pause"
+
+
+def test_frames_that_pass_during_a_pause_are_not_called_dropped(live):
+    source, output = Ticking(rate=100), Collector()
+    pipeline = live.make_pipeline([source], [output])
+    with live.Running(pipeline):
+        live.wait_until(lambda: output.results)
+        pipeline.settings.change(paused=True)
+        time.sleep(0.1)
+        before = pipeline.dropped, source.given
+        live.wait_until(lambda: source.given > before[1] + 20)
+        assert pipeline.dropped <= before[0] + 1
+
+
+# --- what breaks ---
+
+
+def test_the_only_source_breaks_at_once(live):
+    output = Collector()
+    with pytest.raises(UserError, match="failing: is broken"):
+        live.make_pipeline([Failing()], [output]).run()
+    assert output.closed == 1
+
+
+def test_the_only_source_breaks_later(live, caplog):
+    output = Collector()
+    pipeline = live.make_pipeline([Failing(3)], [output])
+    pipeline.run()
+    assert len(output.results) == 3 and pipeline.failures == ["failing: is broken"]
+    assert "failing: is broken" in caplog.text
+
+
+def test_one_of_two_sources_breaks(live, tmp_path, caplog):
+    output = Collector()
+    pipeline = live.make_pipeline([Failing(), film(live, tmp_path, 6)], [output])
+    pipeline.run()
+    assert len(output.results) == 6 and len(pipeline.failures) == 1
+    assert "failing: is broken" in caplog.text
+
+
+def test_an_output_that_breaks_is_closed_and_the_others_go_on(live, tmp_path, caplog):
+    class Full(Collector):
+        name = "out.jsonl"
+
+        def write(self, result):
+            super().write(result)
+            if len(self.results) == 3:
+                raise OSError(28, "No space left on device")
+
+    bad, good = Full(), Collector()
+    pipeline = live.make_pipeline([film(live, tmp_path, 10)], [bad, good])
+    pipeline.run()
+    assert len(bad.results) == 3 and bad.closed == 1 and len(good.results) == 10
+    assert "No space left on device" in pipeline.failures[0] and "No space left" in caplog.text
+
+
+def test_with_the_last_output_gone_it_ends(live):
+    class Full(Collector):
+        def write(self, result):
+            raise UserError("full")
+
+    pipeline = live.make_pipeline([Looping(live)], [Full()])
+    with live.Running(pipeline) as running:
+        running.thread.join(20)
+        assert not running.thread.is_alive()
+    assert pipeline.failures == ["full"]
+
+
+@pytest.mark.parametrize("where", ["network", "source", "output"])
+def test_a_mistake_of_ours_is_not_hidden(live, tmp_path, where):
+    def broken(blob):
+        raise ZeroDivisionError("ours")
+
+    class Broken(Collector):
+        def write(self, result):
+            raise ZeroDivisionError("ours")
+
+    source = Failing(1, ZeroDivisionError("ours")) if where == "source" else film(live, tmp_path, 30)
+    output, detector = (Broken() if where == "output" else Collector()), None
+    if where == "network":
+        detector = live.colour_detector(run=broken)
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        live.make_pipeline([source], [output], detector).run()
+    assert output.closed == 1
+
+
+def test_an_output_may_end_the_program(live):
+    output = Collector(most=5)
+    pipeline = live.make_pipeline([Looping(live)], [output])
+    pipeline.run()
+    assert len(output.results) >= 5 and not pipeline.failures
+
+
+def test_stop_from_another_thread(live):
+    output = Collector()
+    pipeline = live.make_pipeline([Ticking()], [output])
+    threading.Timer(0.3, pipeline.stop).start()
+    pipeline.run()
+    assert output.results and output.closed == 1
+    assert not [thread for thread in threading.enumerate() if thread.name in ("network", "draw", "capture 0")]
+
+
+def test_stop_during_a_pause(live):
+    output = Collector()
+    pipeline = live.make_pipeline([Looping(live)], [output])
+    with live.Running(pipeline):
+        pipeline.settings.change(paused=True)
+        time.sleep(0.1)
+    assert output.closed == 1
+
+
+# --- around it ---
+
+
+def test_a_stream_that_dies_and_returns_goes_on_in_the_same_outputs(live, camera, monkeypatch):
+    monkeypatch.setattr("vision.live.sources.FIRST_WAIT", 0.05)
+    first = camera(rate=50)
+    output = Collector()
+    pipeline = live.make_pipeline([open_source(first.address)], [output])
+    with live.Running(pipeline):
+        live.wait_until(lambda: len(output.results) > 5)
+        first.switch_off()
+        live.wait_until(lambda: pipeline.sources[0].losses == 1)
+        before = len(output.results)
+        second = live.Camera(port=first.server_address[1])
+        live.wait_until(lambda: len(output.results) > before + 5)
+        pipeline.stop()
+        second.switch_off()
+    assert output.results[-1].detections.names == ["red", "green", "blue", "red"]
+    assert not pipeline.failures
+
+
+def test_figures_count_what_was_done(live, tmp_path):
+    pipeline = live.make_pipeline([film(live, tmp_path, 10)], [Collector()], live.colour_detector(0.01))
+    pipeline.run()
+    figures = pipeline.figures.as_json()
+    assert figures["frames"] == 10 and figures["objects"] == 40
+    assert figures["stages"]["network"] >= 10
+    assert set(pipeline.figures.total()) == {
+        "capture", "preprocess", "network", "postprocess", "draw", "output"
+    }  # fmt: skip
+
+
+def test_keep(live):
+    found = live.colour_detector().detect(live.picture(), 0.2)
+    kept = keep(found, found.labels == 1)
+    assert kept.names == ["red", "red"] and kept.size == found.size
+    assert len(keep(found, np.zeros(4, bool))) == 0
