@@ -82,7 +82,11 @@ def same(a, b):
         assert torch.equal(a[key], b[key]), key
 
 
-@pytest.mark.parametrize("changes", [{}, {"ema": 0.0}, {"scheduler": "multi-step", "milestones": "1,3"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"ema": 0.0}, {"scheduler": "multi-step", "milestones": "1,3"}, {"lr": None}],
+    ids=["standard", "no average", "multi-step", "adamw"],
+)
 def test_four_epochs_are_two_and_two(options, tmp_path, changes):
     changes = {"t_max": 4.0, **changes}
     _, straight = train(options, num_epochs=4, checkpoint_folder=str(tmp_path / "a"), **changes)
@@ -93,8 +97,8 @@ def test_four_epochs_are_two_and_two(options, tmp_path, changes):
     same(a.state, b.state)
     assert straight.best == resumed.best
     assert straight.validation.loss == resumed.validation.loss
-    momenta = [list(c.training["optimizer"]["state"].values()) for c in (a, b)]
-    assert all(torch.equal(m["momentum_buffer"], n["momentum_buffer"]) for m, n in zip(*momenta))
+    states = [list(c.training["optimizer"]["state"].values()) for c in (a, b)]
+    assert states[0] and all(torch.equal(m[key], n[key]) for m, n in zip(*states) for key in m)
     logs = [read_log(tmp_path / name / "log.csv") for name in "ab"]
     assert [row["val_loss"] for row in logs[0]] == [row["val_loss"] for row in logs[1]]
 
@@ -193,6 +197,36 @@ def test_frozen_means_frozen(options, flag, still_trains):
     assert "base_net" not in changed  # weights and batch statistics
     assert ("extras" in changed) == still_trains
     assert {"classification_headers", "regression_headers"} <= changed
+
+
+@pytest.mark.parametrize(
+    "given, optimizer, rate, decay",
+    [
+        ({}, "adamw", 0.004, 0.05),
+        ({"net": "vgg16-ssd"}, "adamw", 0.0003, 0.05),
+        # an older command line: its rate is meant for SGD, and so is what starts from weights
+        ({"lr": 0.01}, "sgd", 0.01, 5e-4),
+        ({"base_net_lr": 0.001}, "sgd", 0.05, 5e-4),
+        ({"base_net": "mobilenet.pth"}, "sgd", 0.05, 5e-4),
+        ({"pretrained_ssd": "mb1.pth"}, "sgd", 0.05, 5e-4),
+        ({"resume": "weights.pth"}, "sgd", 0.05, 5e-4),
+        ({"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.1}, "adamw", 0.01, 0.1),
+        ({"optimizer": "sgd"}, "sgd", 0.05, 5e-4),
+    ],
+    ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else None,
+)
+def test_which_optimiser(given, optimizer, rate, decay):
+    config = TrainConfig(datasets=["somewhere"], **given)
+    assert (config.optimizer, config.learning_rate(), config.decay()) == (optimizer, rate, decay)
+    assert config.largest_gradient() == (20 if optimizer == "sgd" else float("inf"))
+    for limit, largest in ((0.0, float("inf")), (5.0, 5.0)):
+        assert dataclasses.replace(config, clip_grad=limit).largest_gradient() == largest
+
+
+def test_a_run_does_not_change_its_optimiser(options):
+    train(options, num_epochs=1)
+    with pytest.raises(UserError, match="was trained with sgd"):
+        train(options, resume="last", optimizer="adamw")
 
 
 def test_rates_and_decay_of_the_parts(options):

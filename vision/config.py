@@ -54,6 +54,11 @@ class TrainConfig:
     freeze_net: bool = option(False, "train the heads only")
 
     # optimisation
+    optimizer: str = option(
+        "auto",
+        "auto is adamw for a run from scratch that is given no learning rate, else sgd as in the older tools",
+        choices=("auto", "adamw", "sgd"),
+    )
     lr: Optional[float] = option(
         None,
         "learning rate (default: the net's own; the older tools: 0.001 or 0.01)",
@@ -63,16 +68,22 @@ class TrainConfig:
     extra_layers_lr: Optional[float] = option(
         None, "of the layers between backbone and heads (default: --lr)"
     )
-    momentum: float = option(0.9, "of SGD")
-    weight_decay: float = option(5e-4, "on convolution weights; biases and norms have none")
+    momentum: float = option(0.9, "of SGD; the first beta of AdamW")
+    weight_decay: Optional[float] = option(
+        None, "on convolution weights; biases and norms have none (default: 0.0005, AdamW 0.05)"
+    )
     scheduler: str = option("cosine", "learning rate over time", choices=("cosine", "multi-step", "constant"))
     milestones: str = option("80,100", "epochs at which multi-step falls")
     gamma: float = option(0.1, "what multi-step multiplies by")
     t_max: float = option(0.0, "epochs until cosine reaches 0 (default: the whole run)")
     warmup: int = option(-1, "steps of linear warm-up (-1: 500 or a tenth of the run, whichever is less)")
-    clip_grad: float = option(10.0, "largest gradient norm; 0 for no limit")
+    clip_grad: Optional[float] = option(
+        None, "largest gradient norm, 0 for no limit (default: 20 for SGD; AdamW bounds its own steps)"
+    )
     ema: float = option(
-        0.0, "decay of a moving average of the weights that is validated and saved; 0 for none"
+        -1.0,
+        "decay of a moving average of the weights, which is what is validated and saved; -1 fits it to the "
+        "length of the run, 0 for none",
     )
     batch_size: int = option(16, "images in a step (the older tools: 32 or 4)")
     num_epochs: int = option(60, "passes over the data (the older tools: 120 or 30)", flags=("--epochs",))
@@ -98,8 +109,12 @@ class TrainConfig:
         self.net = canonical_name(self.net)
         for name in ("batch_size", "num_epochs", "validation_epochs", "debug_steps", "gamma"):
             self._check(name, getattr(self, name) > 0, "must be above 0")
-        for name in ("momentum", "weight_decay", "num_workers", "t_max", "clip_grad", "seed"):
+        for name in ("num_workers", "t_max", "seed"):
             self._check(name, getattr(self, name) >= 0, "must not be below 0")
+        self._check("momentum", 0 <= self.momentum < 1, "must be at least 0 and below 1")
+        for name in ("weight_decay", "clip_grad"):
+            value = getattr(self, name)
+            self._check(name, value is None or value >= 0, "must not be below 0")
         self._check("ema", 0 <= self.ema < 1 or self.ema == -1, "must be at least 0 and below 1, or -1")
         self._check("lr", self.lr is None or self.lr > 0, "must be above 0")
         for name in ("base_net_lr", "extra_layers_lr"):
@@ -108,6 +123,15 @@ class TrainConfig:
         self.spec()
         self.size()
         self.milestone_epochs()
+        # Settled here, so that a checkpoint holds what was used and a resumed run uses it again.
+        if self.optimizer == "auto":
+            self.optimizer = "adamw" if self._from_scratch() and not self._rate_given() else "sgd"
+
+    def _from_scratch(self) -> bool:
+        return not (self.base_net or self.pretrained_ssd or self.resume)
+
+    def _rate_given(self) -> bool:
+        return any(rate is not None for rate in (self.lr, self.base_net_lr, self.extra_layers_lr))
 
     def _check(self, name: str, good: bool, rule: str) -> None:
         if not good:
@@ -131,11 +155,26 @@ class TrainConfig:
 
     def learning_rate(self) -> float:
         """Of the heads, and of all that has no rate of its own."""
-        return self.spec().learning_rate if self.lr is None else self.lr
+        if self.lr is not None:
+            return self.lr
+        spec = self.spec()
+        return spec.adamw_rate if self.optimizer == "adamw" else spec.learning_rate
+
+    def decay(self) -> float:
+        """Weight decay of what decays. AdamW's is not scaled by the gradient, so it takes a larger number."""
+        if self.weight_decay is not None:
+            return self.weight_decay
+        return 0.05 if self.optimizer == "adamw" else 5e-4
 
     def average_decay(self, steps: int) -> float:
         """Decay of the moving average of the weights in a run of so many steps; 0 for no average."""
         return 1 - 1 / max(steps / 15, 1) if self.ema == -1 else self.ema
+
+    def largest_gradient(self) -> float:
+        """The norm to which a longer gradient is cut; infinite for no limit."""
+        if self.clip_grad is None:
+            return float("inf") if self.optimizer == "adamw" else 20.0
+        return self.clip_grad or float("inf")
 
     def size(self) -> Tuple[int, int]:
         """Input (height, width) in pixels."""

@@ -86,7 +86,7 @@ def frozen_modules(net: SSD, config: TrainConfig) -> List[nn.Module]:
 
 
 def parameter_groups(net: SSD, config: TrainConfig) -> List[Dict[str, Any]]:
-    """Groups for SGD: backbone, layers between, heads; each apart into what decays and what does not.
+    """Groups for the optimiser: backbone, layers between, heads; each apart into what decays and what does not.
 
     Biases and the scales of norms have no weight decay (arXiv 1812.01187, section 3.1). Each group keeps its
     own rate as `base_lr`, which the schedule multiplies.
@@ -104,9 +104,21 @@ def parameter_groups(net: SSD, config: TrainConfig) -> List[Dict[str, Any]]:
         for decays in (True, False):
             chosen = [p for p in parameters if (p.ndim > 1) == decays]
             if chosen:
-                decay = config.weight_decay if decays else 0.0
+                decay = config.decay() if decays else 0.0
                 groups.append({"params": chosen, "base_lr": base_lr, "weight_decay": decay})
     return groups
+
+
+def make_optimizer(net: SSD, config: TrainConfig) -> torch.optim.Optimizer:
+    """SGD with momentum, or AdamW (arXiv 1711.05101).
+
+    From scratch the gradients of the heads are tens of times those of the backbone, and SGD must go at the pace
+    that the steepest of them bears; AdamW gives each weight a pace of its own.
+    """
+    groups, rate = parameter_groups(net, config), config.learning_rate()
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=rate, betas=(config.momentum, 0.999), fused=True)
+    return torch.optim.SGD(groups, lr=rate, momentum=config.momentum)
 
 
 def make_schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:
@@ -318,9 +330,7 @@ class Trainer:
         for module in frozen_modules(net, config):
             module.requires_grad_(False)
 
-        self.optimizer = torch.optim.SGD(
-            parameter_groups(net, config), lr=config.learning_rate(), momentum=config.momentum
-        )
+        self.optimizer = make_optimizer(net, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.needs_scaler)
         self.criterion = MultiBoxLoss()
         self.batches = EpochBatches(len(self.train_set), config.batch_size, config.seed)
@@ -418,7 +428,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.config.clip_grad or float("inf"))
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.config.largest_gradient())
         # A scaler expects overflows and skips those steps itself.
         if not self.precision.needs_scaler and not torch.isfinite(norm):
             self._refuse(batch, f"gradient norm {float(norm)}")
@@ -613,6 +623,12 @@ class Trainer:
         self.deployable.load_state_dict(resumed.state)
         if training["net"] is not None:
             self.net.load_state_dict(training["net"])
+        before = training["config"].get("optimizer", "sgd")
+        if before != self.config.optimizer:
+            raise UserError(
+                f"{self.config.resume} was trained with {before}, which keeps other things in mind than "
+                f"{self.config.optimizer}. Resume without --optimizer, or start a new run with --pretrained_ssd."
+            )
         try:
             self.optimizer.load_state_dict(training["optimizer"])
         except ValueError as error:

@@ -114,6 +114,7 @@ class NetSpec:
         input: default size, and the normalisation.
         variances: of centres and of sizes, in the encoding of boxes (SSD, Caffe's prior_box layer).
         learning_rate: that SGD starts well with, in batches of 16; nets without BatchNorm take far less.
+        adamw_rate: the same for AdamW.
     """
 
     name: str
@@ -126,6 +127,7 @@ class NetSpec:
     input: InputSpec = InputSpec()
     variances: Tuple[float, float] = (0.1, 0.2)
     learning_rate: float = 0.03
+    adamw_rate: float = 0.004
 
     def __post_init__(self) -> None:
         maps = len(self.taps) + len(self.extras)

@@ -68,6 +68,7 @@ def vgg16_ssd(conv4_3_norm: str = "batch") -> NetSpec:
         priors=PRIORS,
         input=InputSpec(mean=(123.0, 117.0, 104.0), std=(1.0, 1.0, 1.0)),
         learning_rate=0.001,
+        adamw_rate=0.0003,
     )
 
 
