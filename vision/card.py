@@ -143,6 +143,7 @@ class ModelCard:
         threshold, iou_threshold: recommended for detection; those that are built in for "nms" and `suppressed`.
         opset: of the ONNX file, 0 for other kinds.
         target: what it was exported for ("any", "jp46", "detectnet").
+        precision: of the graph: fp32, fp16, int8 or fp8.
         weights_sha256: of the trained weights.
         data: what the net was trained on ("name", "sha256", ...).
         metrics: for people ("mean_ap").
@@ -168,6 +169,7 @@ class ModelCard:
     iou_threshold: float = 0.45
     opset: int = 0
     target: str = "any"
+    precision: str = "fp32"
     weights_sha256: str = ""
     data: Dict[str, Any] = field(default_factory=dict)
     metrics: Dict[str, Any] = field(default_factory=dict)

@@ -21,7 +21,7 @@ THRESHOLD = 0.6
 INSTALLED = [
     name
     for name, line in RUNTIMES.items()
-    if name != "detectnet" and importlib.util.find_spec(line.needs) is not None
+    if name not in ("detectnet", "tensorrt") and importlib.util.find_spec(line.needs) is not None
 ]
 
 

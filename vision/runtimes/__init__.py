@@ -39,6 +39,10 @@ RUNTIMES: Dict[str, Runtime] = {
     "onnxruntime": Runtime("onnxruntime", (".onnx",), "onnxruntime", "pip install onnxruntime"),
     "openvino": Runtime("openvino", (".onnx", ".xml"), "openvino", "pip install openvino"),
     "opencv": Runtime("opencv", (".onnx",), "cv2", "pip install opencv-python-headless"),
+    # Builds an engine of an ONNX file, and keeps it beside it. Never the first choice for one: that takes minutes.
+    "tensorrt": Runtime(
+        "tensorrt", (".engine", ".plan", ".trt", ".onnx"), "tensorrt", "python -m vision.doctor"
+    ),
     # Not a runtime to use: what NVIDIA's detectNet would see.
     "detectnet": Runtime("detectnet", (".onnx",), "onnxruntime", "pip install onnxruntime"),
     "caffe2": Runtime(
@@ -85,7 +89,8 @@ def open_detector(
         raise UserError(f"{path}: {'is a folder, not a model' if path.is_dir() else 'no such file'}")
     try:
         module = importlib.import_module(f"vision.runtimes.{chosen.module}")
-        importlib.import_module(chosen.needs)
+        if not hasattr(module, "library"):  # which finds its package itself, under several names
+            importlib.import_module(chosen.needs)
     except ImportError as error:
         raise UserError(f"{path}: cannot import {chosen.needs} ({error}); try: {chosen.install}") from error
     for key, value in (("provider", provider), ("threads", threads)):
