@@ -9,10 +9,12 @@ from vision import cli
 from vision.cli import option
 from vision.data.images import read_image
 from vision.errors import UserError
+from vision.export import accuracy, tensorrt
 from vision.export.bundle import write_bundle
 from vision.export.onnx import EXPORTERS, TARGETS, Exported, Plan, export
-from vision.export.publish import publish
+from vision.export.publish import NO, YES, publish
 from vision.export.source import Source, best_checkpoint, open_source
+from vision.export.tensorrt import PrecisionOptions
 from vision.spec import parse_resolution
 
 DESCRIPTION = "Write a trained net as one ONNX file that carries its labels, size and normalisation."
@@ -24,7 +26,7 @@ DEFAULT_NAME = "ssd-mobilenet"
 
 
 @dataclass
-class ExportOptions:
+class ExportOptions(PrecisionOptions):
     """Options of `onnx_export.py`. Raises UserError for values out of range."""
 
     model: List[str] = option([], "checkpoint, or folder of a training run", metavar="MODEL", positional=True)
@@ -62,12 +64,14 @@ class ExportOptions:
         const="true",
         metavar="DIR",
     )
+    engine: bool = option(False, "also build a TensorRT engine for this machine's GPU (see docs/jetson.md)")
     bundle: str = option("", "also write a deployment folder here", metavar="DIR")
     picture: str = option(
         "", "test picture of the bundle (default: of the data of --verify, else painted)", metavar="FILE"
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         given = [*self.model, *(value for value in (self.input,) if value)]
         if len(given) > 1:
             raise UserError(f"one model at a time, not {', '.join(given)}")
@@ -158,12 +162,35 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(published.verification)
     print(f"Wrote {output} ({output.stat().st_size / 1e6:.1f} MB, {describe(exported)})")
     print(f"Wrote {published.labels}")
+    reduce_precision(exported, output, options)
     if options.bundle:
         picture = read_image(options.picture) if options.picture else published.picture
         print(f"Wrote {write_bundle(options.bundle, output, exported.card, picture)}/")
     if exported.card.form == "detectnet" and not exported.card.dynamic_batch:
         print_detectnet(exported, output, published.labels)
     return 0
+
+
+def reduce_precision(exported: Exported, output: Path, options: ExportOptions) -> None:
+    """The same net in the precision that was asked for: an engine with --engine, else a second ONNX file."""
+    data = "" if options.verify.strip().lower() in (*YES, *NO) else options.verify
+    if options.engine:
+        asked = {name: getattr(options, name) for name in ("precision", "calib", "accuracy", "keep")}
+        built = tensorrt.build(output, tensorrt.BuildOptions(verify=data, **asked), say=print)
+        print(tensorrt.report(built))
+    elif options.precision not in ("", "fp32"):
+        material = accuracy.open_material(options.calib, data)
+        reduction = accuracy.reduce(
+            exported.model,
+            exported.card,
+            options.precision,
+            material,
+            options.accuracy,
+            options.keep,
+            say=print,
+        )
+        print(reduction)
+        print(f"Wrote {accuracy.write_reduced(output, reduction)}")
 
 
 def describe(exported: Exported) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 import numpy as np
 import onnx
 
-from vision.card import METADATA_KEY, ModelCard, make_self_test, test_image
+from vision.card import METADATA_KEY, ModelCard, make_self_test, test_image, write_sidecar
 from vision.data import FORMATS, open_dataset
 from vision.data.images import read_image
 from vision.data.sample import Dataset, Sample
@@ -23,6 +23,7 @@ from vision.errors import UserError
 from vision.evaluation import voc
 from vision.evaluation.classes import common_classes, detections_under, sample_under
 from vision.evaluation.inference import SCORE_THRESHOLD, detect_samples
+from vision.export.files import write_bytes
 from vision.export.quantize import (
     KINDS,
     Histogram,
@@ -421,3 +422,12 @@ def write_card(model: onnx.ModelProto, card: ModelCard) -> None:
         if each.key == METADATA_KEY:
             model.metadata_props.remove(each)
     model.metadata_props.add(key=METADATA_KEY, value=card.to_json())
+
+
+def write_reduced(path: PathLike, reduction: Reduction) -> Path:
+    """Write a reduced graph beside the float32 one it came from: "best.onnx" -> "best-int8.onnx", with its JSON."""
+    path = Path(path)
+    output = path.with_name(f"{path.stem}-{reduction.card.precision}.onnx")
+    write_bytes(output, reduction.model.SerializeToString(deterministic=True))
+    write_sidecar(reduction.card, output)
+    return output
