@@ -8,19 +8,23 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import cv2
+import numpy as np
 
 from vision.cli import EXIT_INTERRUPTED, EXIT_USER_ERROR, option
 from vision.detector import NMS_METHODS, Detector
 from vision.errors import UserError
+from vision.live.counting import Counter, Plan, draw_counts, read_plan
 from vision.live.outputs import KINDS, Output, open_output, why_no_window
-from vision.live.pipeline import Pipeline
+from vision.live.pipeline import Annotate, Follow, Pipeline, Result, keep
 from vision.live.settings import Settings, Values
 from vision.live.sources import CaptureOptions, Paced, Repeated, Source, open_sources
+from vision.live.tracking import LOW, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -151,9 +155,48 @@ def _pipeline(
         "candidate_size": options.candidate_size,
         "nms_method": options.nms_method,
     }
+    followers: List[Follow] = []
+    annotate: Optional[Annotate] = None
+    plan = read_plan(options.count, detector.classes) if options.count else None
+    if options.track or plan is not None:
+        followers = [Follower(settings, plan) for _ in sources]
+    if plan is not None:
+        annotate = partial(_annotate, plan)
     return Pipeline(
-        detector, sources, [], settings, batch_size=options.batch_size, detect_options=detect_options
+        detector,
+        sources,
+        [],
+        settings,
+        batch_size=options.batch_size,
+        followers=followers,
+        annotate=annotate,
+        lowest=LOW if followers else None,
+        detect_options=detect_options,
     )
+
+
+class Follower:
+    """Tracks and counts of one source."""
+
+    def __init__(self, settings: Settings, plan: Optional[Plan] = None) -> None:
+        self.settings = settings
+        self.tracker = Tracker()
+        self.counter = None if plan is None else Counter(plan)
+
+    def __call__(self, result: Result) -> Result:
+        found, threshold = result.detections, self.settings.now.threshold
+        tracks = self.tracker.update(found, threshold, result.frame.number)
+        if self.counter is not None:
+            alive = [track.number for track in self.tracker.tracks]
+            result.counts = self.counter.update(found, tracks, alive)
+        # Unsure ones that go on with no track are not shown.
+        worth = (found.scores > threshold) | (tracks > 0)
+        result.detections, result.tracks = keep(found, worth), tracks[worth]
+        return result
+
+
+def _annotate(plan: Plan, picture: np.ndarray, result: Result) -> np.ndarray:
+    return picture if result.counts is None else draw_counts(picture, plan, result.counts)
 
 
 def _open_output(word: str, pipeline: Pipeline, options: LiveOptions) -> Output:
