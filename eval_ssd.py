@@ -9,9 +9,10 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 from vision import cli
 from vision.cli import option
 from vision.data import Dataset, open_dataset, summary
+from vision.data.open_images import GROUP_RULES
 from vision.detector import NMS_METHODS, Detections, Detector
 from vision.errors import UserError
-from vision.evaluation import coco, voc
+from vision.evaluation import coco, open_images, voc
 from vision.evaluation.classes import common_classes, detections_under, sample_under
 from vision.evaluation.curves import draw_curves
 from vision.evaluation.detection_files import write_detections
@@ -53,16 +54,22 @@ class EvalOptions:
     dataset: List[str] = option(
         [], "one or more data set folders", flags=("--data", "--datasets"), metavar="DIR"
     )
-    dataset_type: str = option("auto", "voc, open_images, ...; auto looks at the folder")
+    dataset_type: str = option("auto", "voc, coco, yolo, csv or open_images; auto looks at the folder")
+    groups: str = option("ignore", "boxes round groups of objects", choices=GROUP_RULES)
     split: str = option("test", "which images")
     strict: bool = option(False, "any fault in the data ends the run instead of being mended")
     ignore_missing_classes: bool = option(False, "leave out classes of the data that the model lacks")
     num_workers: int = option(2, "threads that read images", flags=("--workers",))
 
     # the measure
-    metric: str = option("", "voc07 (11 points), voc12 (area) or coco", choices=("voc07", "voc12", "coco"))
+    metric: str = option(
+        "",
+        "voc07 (11 points), voc12 (area), coco, or oi (Open Images: a box round a group is found once)",
+        choices=("voc07", "voc12", "coco", "oi"),
+    )
+    group_weight: int = option(1, "of --metric oi: 1, a group is an object to be found; 0, it does not count")
     use_2007_metric: bool = option(True, "without --metric: voc07, else voc12")
-    iou_threshold: float = option(0.5, "from which overlap a detection is right (VOC)")
+    iou_threshold: float = option(0.5, "from which overlap a detection is right (VOC, Open Images)")
     nms_method: str = option("hard", "non-maximum suppression", choices=NMS_METHODS)
     nms_iou_threshold: float = option(0.45, "above which overlap hard NMS drops a box")
     score_threshold: float = option(SCORE_THRESHOLD, "detections below do not count at all")
@@ -82,6 +89,8 @@ class EvalOptions:
             raise UserError(f"--batch_size {self.batch_size} is below 1")
         if not 0 < self.iou_threshold <= 1:
             raise UserError(f"--iou_threshold {self.iou_threshold} is outside (0, 1]")
+        if self.group_weight not in (0, 1):
+            raise UserError(f"--group_weight {self.group_weight} is neither 0 nor 1")
         if self.resolution:
             parse_resolution(self.resolution)
 
@@ -108,7 +117,9 @@ class EvalOptions:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     options = cli.parse(EvalOptions, argv, DESCRIPTION)
     detector = options.detector()
-    dataset = open_dataset(options.dataset, options.split, options.dataset_type, strict=options.strict)
+    dataset = open_dataset(
+        options.dataset, options.split, options.dataset_type, strict=options.strict, groups=options.groups
+    )
     print(summary(dataset))
     classes = common_classes(detector.classes, dataset.classes, options.ignore_missing_classes)
     print(f"Model: {options.trained_model} ({detector.name}, {len(detector.classes)} classes)")
@@ -158,6 +169,9 @@ def _evaluate(
     metric = options.metric or ("voc07" if options.use_2007_metric else "voc12")
     if metric == "coco":
         return mine, coco.evaluate(mine, samples, classes)
+    if metric == "oi":
+        report = open_images.evaluate(mine, samples, classes, options.iou_threshold, options.group_weight)
+        return mine, report
     return mine, voc.evaluate(mine, samples, classes, options.iou_threshold, METRICS[metric])
 
 

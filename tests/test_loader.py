@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vision.data.sample import Sample
-from vision.loader import EpochBatches, collate, make_loader, to_blob
+from vision.loader import EpochBatches, Examples, collate, make_loader, to_blob
 from vision.spec import InputSpec
 
 
@@ -81,3 +81,21 @@ def test_the_epoch_reaches_every_worker(workers):
         batches.epoch = epoch
         shades = torch.cat([batch.images[:, 0, 0, 0] for batch in loader])
         assert shades.tolist() == [10 * epoch + i for i in range(6)]
+
+
+def test_rare_images_come_more_often_and_look_different_each_time(tmp_path):
+    repeats = np.array([1.0, 3.0, 1.5, 1.5])
+    batches = EpochBatches(4, 3, seed=2, repeats=repeats)
+    keys = [key for batch in batches for key in batch]
+    assert len(batches) == 3 and len(keys) == len(set(keys)) == 7
+    assert sum(number % 4 == 1 for _, number in keys) == 3
+    batches.first_step = 1
+    assert [key for batch in batches for key in batch] == keys[3:]
+    samples = [
+        Sample(
+            str(n), Path("x"), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), *[np.zeros(0, bool)] * 2
+        )
+        for n in range(4)
+    ]
+    examples = Examples(samples, lambda sample, epoch, number: (sample.id, number))
+    assert examples[(0, 9)] == (("1", 9), "1")

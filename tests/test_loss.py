@@ -76,3 +76,27 @@ def test_half_precision_inputs_are_summed_in_float32():
     locations = torch.zeros(1, 5, 4, dtype=torch.bfloat16)
     for part in MultiBoxLoss()(logits, locations, labels, torch.ones(1, 5, 4)):
         assert part.dtype == torch.float32 and torch.isfinite(part)
+
+
+def test_what_is_ignored_is_neither_mined_nor_learned():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 40, 3, generator=generator)
+    logits[:, :30, 0] = -9.0  # the hardest negatives, were they any
+    logits.requires_grad_()
+    labels = torch.zeros(2, 40).long()
+    labels[:, :30] = -1
+    labels[0, 35] = 2
+    mask = mine_hard_negatives(-logits.detach()[..., 0], labels, 3.0, 3)
+    assert not mask[:, :30].any() and mask.sum(dim=1).tolist() == [4, 3]
+    localisation, classification = MultiBoxLoss()(
+        logits, torch.zeros(2, 40, 4), labels, torch.zeros(2, 40, 4)
+    )
+    classification.backward()
+    assert torch.isfinite(classification) and not logits.grad[:, :30].any() and logits.grad[:, 30:].any()
+
+
+def test_an_image_that_is_all_ignored_teaches_nothing():
+    logits = torch.randn(1, 8, 3, requires_grad=True)
+    loss = sum(MultiBoxLoss()(logits, torch.zeros(1, 8, 4), torch.full((1, 8), -1), torch.zeros(1, 8, 4)))
+    loss.backward()
+    assert float(loss.detach()) == 0 and not logits.grad.any()

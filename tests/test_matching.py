@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from vision import boxes as B
+from vision.data.sample import IGNORED
 from vision.matching import assign, centers_to_corners, corners_to_centers, encode, iou, match
 
 VARIANCES = (0.1, 0.2)
@@ -124,3 +125,23 @@ def test_torch_and_numpy_agree():
     assert np.allclose(centers_to_corners(p).numpy(), B.centers_to_corners(priors))
     assert np.allclose(iou(a, a[:7]).numpy(), B.iou(corners, corners[:7]))
     assert np.allclose(encode(a, p, VARIANCES).numpy(), B.encode(corners, priors, VARIANCES))
+
+
+def test_priors_inside_a_group_are_neither_object_nor_background():
+    priors = torch.tensor(
+        [[0.2, 0.2, 0.2, 0.2], [0.45, 0.2, 0.2, 0.2], [0.6, 0.2, 0.2, 0.2], [0.8, 0.8, 0.2, 0.2]]
+    )
+    group = [0.0, 0.0, 0.5, 0.5]  # holds all, three quarters, and none of the priors
+    cat = [0.15, 0.15, 0.25, 0.25]  # its best prior is the first
+    boxes = torch.tensor([[group, [0.0] * 4], [group, cat], [cat, [0.0] * 4]])
+    labels = torch.tensor([[IGNORED, 0], [IGNORED, 2], [2, 0]])
+    matched, locations = match(boxes, labels, priors, VARIANCES)
+    assert matched.tolist() == [[IGNORED, IGNORED, 0, 0], [2, IGNORED, 0, 0], [2, 0, 0, 0]]
+    assert torch.isfinite(locations).all() and not locations[0].any()
+
+
+def test_half_of_a_prior_in_a_group_is_enough():
+    group = torch.tensor([[[0.0, 0.0, 0.5, 1.0]]])
+    for left, expected in ((0.24, IGNORED), (0.299, IGNORED), (0.301, 0), (0.41, 0)):
+        priors = torch.tensor([[left + 0.2, 0.5, 0.4, 0.4]])  # of 0.4 the group holds 0.5 - left
+        assert assign(group, torch.tensor([[IGNORED]]), priors)[0].tolist() == [[expected]]

@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import vision.nets  # noqa: F401  (fills the registry)
 from vision.cli import option
+from vision.data.open_images import GROUP_RULES
 from vision.errors import UserError
 from vision.spec import InputSpec, canonical_name, net_names, net_options, net_spec, parse_resolution
 
@@ -24,11 +25,17 @@ class TrainConfig:
     validation_dataset: str = option(
         "", "folder to validate on (default: the test split of --data)", metavar="DIR"
     )
-    dataset_type: str = option("auto", "voc or open_images; auto looks at the folder")
+    dataset_type: str = option("auto", "voc, coco, yolo, csv or open_images; auto looks at the folder")
     labels: str = option(
         "", "label file (default: labels.txt of the data, else the names found)", metavar="FILE"
     )
     balance_data: bool = option(False, "draw as many images of every class as of the rarest")
+    repeat_factor: float = option(
+        0.0, "images of classes in less than this share of them come more often (0: no; 0.001 in LVIS)"
+    )
+    groups: str = option(
+        "ignore", "boxes round groups: no object and no background, objects, or left out", choices=GROUP_RULES
+    )
     strict: bool = option(False, "any fault in the data ends the run instead of being mended")
 
     # net
@@ -117,6 +124,8 @@ class TrainConfig:
             self._check(name, value is None or value >= 0, "must not be below 0")
         self._check("ema", 0 <= self.ema < 1 or self.ema == -1, "must be at least 0 and below 1, or -1")
         self._check("lr", self.lr is None or self.lr > 0, "must be above 0")
+        self._check("repeat_factor", 0 <= self.repeat_factor <= 1, "must be at least 0 and at most 1")
+        self._check("repeat_factor", not (self.repeat_factor and self.balance_data), "not with --balance_data")
         for name in ("base_net_lr", "extra_layers_lr"):
             value = getattr(self, name)
             self._check(name, value is None or value >= 0, "must not be below 0")

@@ -52,10 +52,11 @@ BAD_STEPS_IN_A_ROW = 10
 def open_data(config: TrainConfig) -> Tuple[Dataset, Dataset]:
     """Training and validation sets under one numbering of classes; what is wrong in them is logged."""
     labels = read_labels(config.labels) if config.labels else None
-    train = open_dataset(config.datasets, "train", config.dataset_type, labels=labels, strict=config.strict)
+    how: Dict[str, Any] = {"strict": config.strict, "groups": config.groups}
+    train = open_dataset(config.datasets, "train", config.dataset_type, labels=labels, **how)
     log.info(summary(train))
     roots = [config.validation_dataset] if config.validation_dataset else config.datasets
-    valid = open_dataset(roots, "test", config.dataset_type, labels=train.classes, strict=config.strict)
+    valid = open_dataset(roots, "test", config.dataset_type, labels=train.classes, **how)
     log.info(summary(valid))
     if config.balance_data:
         before = len(train)
@@ -70,6 +71,15 @@ def make_net(config: TrainConfig, classes: Tuple[str, ...]) -> SSD:
     net = build(config.net, len(classes), config.size(), **config.net_options())
     source = config.resume or config.pretrained_ssd
     if config.resume or (config.pretrained_ssd and not config.base_net):
+def repeats_of(dataset: Dataset, config: TrainConfig) -> Optional[np.ndarray]:
+    """How often each image comes in an epoch, float64 (N,); None for once."""
+    if not config.repeat_factor:
+        return None
+    repeats = repeat_factors(dataset, config.repeat_factor)
+    log.info("repeated: %d images in an epoch instead of %d", round(repeats.sum()), len(dataset))
+    return repeats
+
+
         state, own = checkpoints.read_state(source)
         report = load_weights(net, state, source, classes, own.classes if own else None)
         log.info("%s", report)
@@ -333,7 +343,9 @@ class Trainer:
         self.optimizer = make_optimizer(net, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.needs_scaler)
         self.criterion = MultiBoxLoss()
-        self.batches = EpochBatches(len(self.train_set), config.batch_size, config.seed)
+        self.batches = EpochBatches(
+            len(self.train_set), config.batch_size, config.seed, repeats=repeats_of(self.train_set, config)
+        )
         self.schedule = make_schedule(config, len(self.batches))
         self.average_decay = config.average_decay(self.schedule.steps)
         self.average = copy.deepcopy(self.net).eval() if self.average_decay else None

@@ -2,7 +2,7 @@
 
 import signal
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -11,11 +11,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from vision.data.augment import Example
+from vision.data.balance import draw_repeats
 from vision.data.sample import Sample
 from vision.spec import InputSpec
 
 Key = Tuple[int, int]
-"""(epoch, number of the sample): all that the randomness of an example depends on, besides the seed."""
+"""(epoch, number of the sample): all that the randomness of an example depends on, besides the seed. When a sample
+comes several times in an epoch, the number is that of the sample plus a multiple of the number of samples."""
 
 Transform = Callable[[Sample, int, int], Example]
 """(sample, epoch, number) -> what the net learns from it."""
@@ -29,7 +31,7 @@ class Batch:
         images: uint8 (N, H, W, 3), RGB. Normalised on the device, see `to_blob`.
         gains: float32 (N,), a factor on each image's pixels.
         boxes: float32 (N, G, 4), corners, fractions; padded with zeros.
-        labels: int64 (N, G); padded with 0.
+        labels: int64 (N, G); padded with 0; IGNORED for a box round a group.
         ids: of the N samples.
     """
 
@@ -74,7 +76,7 @@ class Examples:
 
     def __getitem__(self, key: Key) -> Tuple[Example, str]:
         epoch, number = key
-        sample = self.samples[number]
+        sample = self.samples[number % len(self.samples)]
         return self.transform(sample, epoch, number), sample.id
 
 
@@ -101,20 +103,37 @@ class EpochBatches(Sampler[List[Key]]):
     """The batches of one epoch; their order is a function of (seed, epoch) and can be entered at any step.
 
     Set `epoch` and `first_step` before iterating.
+
+    Args:
+        count: of the samples.
+        repeats: float (count,), how often each sample comes in an epoch, on average; None for once. See
+            `vision.data.balance.repeat_factors`.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int = 0, shuffle: bool = True) -> None:
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        repeats: Optional[np.ndarray] = None,
+    ) -> None:
         self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
+        self.repeats = repeats
         self.epoch = 0
         self.first_step = 0
 
     def __len__(self) -> int:
-        return -(-self.count // self.batch_size)
+        total = self.count if self.repeats is None else round(float(self.repeats.sum()))
+        return -(-total // self.batch_size)
 
     def __iter__(self) -> Iterator[List[Key]]:
         order = np.arange(self.count)
+        rng = np.random.default_rng((self.seed, self.epoch))
+        if self.repeats is not None:
+            order = draw_repeats(self.repeats, rng)
         if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.count)
+            order = rng.permutation(order)
         for step in range(self.first_step, len(self)):
             chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
             yield [(self.epoch, int(number)) for number in chosen]

@@ -16,14 +16,14 @@ def mine_hard_negatives(background_loss: Tensor, labels: Tensor, ratio: float, a
 
     Args:
         background_loss: (N, P), -log p(background).
-        labels: int64 (N, P), 0 is the background.
+        labels: int64 (N, P), 0 is the background; priors below it are left out.
     """
     positive = labels > 0
     wanted = (positive.sum(dim=1, keepdim=True) * ratio).long().clamp(min=at_least)
-    order = background_loss.masked_fill(positive, -torch.inf).argsort(dim=1, descending=True)
+    order = background_loss.masked_fill(labels != 0, -torch.inf).argsort(dim=1, descending=True)
     rank = torch.empty_like(order)
     rank.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
-    return positive | (rank < wanted)
+    return positive | ((rank < wanted) & (labels == 0))
 
 
 class MultiBoxLoss(nn.Module):
@@ -47,7 +47,7 @@ class MultiBoxLoss(nn.Module):
         Args:
             logits: (N, P, C) before softmax.
             locations, targets: (N, P, 4) encoded boxes, predicted and true.
-            labels: int64 (N, P), 0 is the background.
+            labels: int64 (N, P), 0 is the background; what is below 0 teaches nothing.
 
         Without a positive in the whole batch the sums are divided by 1: finite, and still teaching.
         """

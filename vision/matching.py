@@ -5,6 +5,11 @@ from typing import Tuple
 import torch
 from torch import Tensor
 
+from vision.data.sample import IGNORED
+
+IGNORED_SHARE = 0.5
+"""Of a prior, in a box round a group, from which on it is no background; that of Open Images' own evaluation."""
+
 
 def centers_to_corners(boxes: Tensor) -> Tensor:
     """(..., 4) centres -> (..., 4) corners."""
@@ -56,12 +61,13 @@ def assign(
 
     Args:
         boxes: float (N, G, 4), corners, fractions; padded.
-        labels: int64 (N, G), 1..C-1, or 0 for padding. A box without area counts as padding.
+        labels: int64 (N, G), 1..C-1; 0 for padding; or IGNORED: a prior of which half or more lies in such a box, and
+            that has no object, is IGNORED too. A box without area counts as padding.
         priors: (P, 4), centres, fractions.
         iou_threshold: of a positive prior.
 
-    Returns: labels int64 (N, P), 0 for the background, and the number of the object that each prior points
-    at, int64 (N, P) (meaningless for the background).
+    Returns: labels int64 (N, P), 0 for the background, IGNORED for neither, and the number of the object that each
+    prior points at, int64 (N, P) (meaningless for the background).
     """
     objects = labels.shape[1]
     if objects == 0:
@@ -78,7 +84,22 @@ def assign(
 
     target = torch.where(forced >= 0, forced, best_object)
     positive = (forced >= 0) | (best_overlap >= iou_threshold)
-    return torch.where(positive, labels.gather(1, target), 0), target
+    background = _background(boxes, labels, priors)
+    return torch.where(positive, labels.gather(1, target), background), target
+
+
+def _background(boxes: Tensor, labels: Tensor, priors: Tensor) -> Tensor:
+    """int64 (N, P) or (1, 1): what a prior without an object is, IGNORED inside a box round a group, else 0."""
+    ignored = labels == IGNORED
+    if not ignored.any():
+        return labels.new_zeros(1, 1)
+    corners = centers_to_corners(priors)[None, :, None]  # (1, P, 1, 4)
+    low = torch.maximum(corners[..., :2], boxes[:, None, :, :2])
+    high = torch.minimum(corners[..., 2:], boxes[:, None, :, 2:])
+    sides = (high - low).clamp(min=0)
+    share = sides[..., 0] * sides[..., 1] / area(corners).clamp(min=torch.finfo(boxes.dtype).tiny)
+    inside = ((share >= IGNORED_SHARE) & ignored[:, None]).any(dim=2)
+    return torch.where(inside, IGNORED, 0)
 
 
 def _own_priors(overlaps: Tensor, boxes: Tensor, priors: Tensor) -> Tensor:

@@ -18,11 +18,12 @@ import numpy as np
 
 from vision.boxes import area
 from vision.data.images import Size, image_size, read_image, shrink
-from vision.data.sample import Sample
+from vision.data.sample import IGNORED, Sample
 from vision.errors import UserError
 
 Example = Tuple[np.ndarray, np.ndarray, np.ndarray, np.float32]
-"""RGB uint8 (h, w, 3); corner boxes as fractions, float32 (G, 4); labels, int64 (G,); gain of the pixels."""
+"""RGB uint8 (h, w, 3); corner boxes as fractions, float32 (G, 4); labels, int64 (G,), IGNORED for the box round a
+group; gain of the pixels."""
 
 # --- geometry, on boxes alone -------------------------------------------------------------------------------
 
@@ -316,6 +317,18 @@ def _to_learn(sample: Sample) -> Tuple[np.ndarray, np.ndarray]:
     return sample.boxes[counts].astype(np.float64), sample.labels[counts]
 
 
+def _with_groups(
+    sample: Sample, window: Window, boxes: np.ndarray, labels: np.ndarray
+) -> Tuple[np.ndarray, np.ndarray]:
+    """Boxes and labels of an example, with boxes round groups behind them, as far as they are in the window."""
+    if not sample.group.any():
+        return boxes, labels
+    groups = window.fractions(sample.boxes[sample.group].astype(np.float64))
+    groups = groups[(groups[:, 2:] > groups[:, :2]).all(axis=1)]
+    together = np.concatenate([boxes, groups])
+    return together, np.concatenate([labels, np.full(len(groups), IGNORED, np.int64)])
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """A training sample: distorted, expanded, cropped, mirrored, at the input size.
@@ -354,7 +367,8 @@ class Augmentation:
 
         moved = window.fractions(boxes[kept])
         solid = (moved[:, 2:] > moved[:, :2]).all(axis=1)
-        return out, moved[solid], labels[kept][solid], np.float32(colour.contrast)
+        moved, labels = _with_groups(sample, window, moved[solid], labels[kept][solid])
+        return out, moved, labels, np.float32(colour.contrast)
 
 
 @dataclass(frozen=True)
@@ -374,4 +388,5 @@ class Resized:
         height, width = image.shape[:2]
         window = Window(0, 0, width, height)
         image = cv2.resize(image, (self.size[1], self.size[0]), interpolation=cv2.INTER_LINEAR)
-        return image, window.fractions(boxes), labels, np.float32(1)
+        moved, labels = _with_groups(sample, window, window.fractions(boxes), labels)
+        return image, moved, labels, np.float32(1)

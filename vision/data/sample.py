@@ -6,6 +6,9 @@ from typing import List, Optional, Tuple
 
 import numpy as np
 
+IGNORED = -1
+"""Label, in training, of a region that is neither an object nor background: a box round a group."""
+
 
 @dataclass(frozen=True)
 class Finding:

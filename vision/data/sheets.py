@@ -6,6 +6,7 @@ from typing import Iterable, List, Optional, Sequence, Tuple, Union
 import cv2
 import numpy as np
 
+from vision.data.sample import IGNORED
 from vision.drawing import draw_boxes
 from vision.errors import UserError
 
@@ -35,6 +36,10 @@ def _fit(image: np.ndarray) -> np.ndarray:
     return cell
 
 
+def _name(label: int, classes: Sequence[str]) -> str:
+    return "(group)" if label == IGNORED else classes[label]
+
+
 def contact_sheet(
     items: Iterable[Item], classes: Sequence[str], path: PathLike, columns: Optional[int] = None
 ) -> Path:
@@ -59,8 +64,8 @@ def contact_sheet(
         placed = boxes * part + corner
         # On tiny objects the colour must do: names would hide them.
         wide = placed[:, 2] - placed[:, 0] >= SMALLEST_NAMED
-        names = [classes[int(label)] if named else "" for label, named in zip(labels, wide)]
-        cells.append(draw_boxes(cell, placed, names, labels=labels.tolist()))
+        names = [_name(int(label), classes) if named else "" for label, named in zip(labels, wide)]
+        cells.append(draw_boxes(cell, placed, names, labels=[max(int(label), 0) for label in labels]))
     if not cells:
         raise UserError(f"{path}: no picture to put on the sheet")
 
