@@ -19,7 +19,7 @@ from vision.checkpoint import Checkpoint
 from vision.config import LAST, TrainConfig
 from vision.data import open_dataset, summary
 from vision.data.augment import Augmentation, Resized, apply_gain
-from vision.data.balance import balanced
+from vision.data.balance import balanced, repeat_factors
 from vision.data.labels import read_labels, write_labels
 from vision.data.sample import Dataset
 from vision.data.sheets import contact_sheet
@@ -65,12 +65,6 @@ def open_data(config: TrainConfig) -> Tuple[Dataset, Dataset]:
     return train, valid
 
 
-def make_net(config: TrainConfig, classes: Tuple[str, ...]) -> SSD:
-    """A fresh net, or one with published weights; the report of what was loaded is logged."""
-    torch.manual_seed(config.seed)
-    net = build(config.net, len(classes), config.size(), **config.net_options())
-    source = config.resume or config.pretrained_ssd
-    if config.resume or (config.pretrained_ssd and not config.base_net):
 def repeats_of(dataset: Dataset, config: TrainConfig) -> Optional[np.ndarray]:
     """How often each image comes in an epoch, float64 (N,); None for once."""
     if not config.repeat_factor:
@@ -80,6 +74,12 @@ def repeats_of(dataset: Dataset, config: TrainConfig) -> Optional[np.ndarray]:
     return repeats
 
 
+def make_net(config: TrainConfig, classes: Tuple[str, ...]) -> SSD:
+    """A fresh net, or one with published weights; the report of what was loaded is logged."""
+    torch.manual_seed(config.seed)
+    net = build(config.net, len(classes), config.size(), **config.net_options())
+    source = config.resume or config.pretrained_ssd
+    if config.resume or (config.pretrained_ssd and not config.base_net):
         state, own = checkpoints.read_state(source)
         report = load_weights(net, state, source, classes, own.classes if own else None)
         log.info("%s", report)
