@@ -55,7 +55,7 @@ def sq_ssd_lite() -> NetSpec:
         head=lite_head,
         priors=PRIORS,
         learning_rate=0.01,
-        adamw_rate=0.0005,
+        adamw_rate=0.001,
     )
 
 
