@@ -219,8 +219,8 @@ def _check_wiring(pair: Pair, predict: Any, made: Set[str]) -> None:
                 f"{pair.predict}: damaged, nothing makes the blob {unknown[0]} that {op.type} takes"
             )
         made.update(op.output)
-    lacking = [name for name in predict.external_output if name not in made]
-    if lacking or not predict.external_output:
-        raise UserError(
-            f"{pair.predict}: damaged or cut short, nothing makes its output {' and '.join(lacking)}".rstrip()
-        )
+    outputs = list(predict.external_output)
+    lacking = [name for name in outputs if name not in made]
+    if lacking or len(outputs) < 2:
+        what = f"nothing makes its output {lacking[0]}" if lacking else f"{len(outputs)} outputs are too few"
+        raise UserError(f"{pair.predict}: damaged or cut short, {what}; a detector gives scores and boxes")

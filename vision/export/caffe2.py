@@ -91,7 +91,7 @@ class _Writer:
         self.constants: Dict[str, np.ndarray] = {
             each.name: numpy_helper.to_array(each) for each in graph.initializer
         }
-        self.shapes = _shapes(graph)
+        self.ranks = _ranks(graph)
         self.used: List[str] = []
         net = messages()["NetDef"]
         # What Caffe2 runs operators one after the other with.
@@ -142,12 +142,16 @@ def _add(
             argument.ints.extend(int(each) for each in value)
 
 
-def _shapes(graph: onnx.GraphProto) -> Dict[str, int]:
-    """Number of sides of every value."""
+def _ranks(graph: onnx.GraphProto) -> Dict[str, int]:
+    """Number of sides of every value, as far as it is known."""
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
-    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
-    values = [*inferred.input, *inferred.value_info, *inferred.output]
-    return {value.name: len(value.type.tensor_type.shape.dim) for value in values}
+    for value in model.graph.output:  # a foreign file may say anything
+        value.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    tensors = [
+        (v.name, v.type.tensor_type) for v in [*inferred.input, *inferred.value_info, *inferred.output]
+    ]
+    return {name: len(tensor.shape.dim) for name, tensor in tensors if tensor.HasField("shape")}
 
 
 # --- the table ----------------------------------------------------------------------------------------------
@@ -219,7 +223,9 @@ def _slice(writer: _Writer, node: onnx.NodeProto, given: Attributes) -> None:
         raise UserError(
             f"Slice ({node.output[0]}) from {start} to {end}; only counted from the front is written"
         )
-    rank = writer.shapes[node.input[0]]
+    rank = writer.ranks.get(node.input[0])
+    if rank is None:
+        raise UserError(f"Slice ({node.output[0]}) of a value whose number of sides is not known")
     starts, ends = [0] * rank, [-1] * rank  # -1 is the end itself
     starts[axis] = start
     ends[axis] = -1 if end >= 2**31 - 1 else end
