@@ -53,6 +53,9 @@ class ExportOptions(PrecisionOptions):
     suppress: Optional[bool] = option(
         None, "zero the scores that NMS drops, in plain operators (default: for --target detectnet)"
     )
+    oversample: int = option(
+        0, "the file takes images of so many times the size and averages (default: 2 for --target detectnet)"
+    )
     candidates: int = option(200, "boxes of each class that NMS in the graph looks at")
     threshold: float = option(0.4, "score recommended for detection; built in with --nms")
     iou_threshold: float = option(0.45, "of NMS; built in with --nms and --suppress")
@@ -80,7 +83,7 @@ class ExportOptions(PrecisionOptions):
         chosen = [name for name in ("raw", "nms", "uint8") if getattr(self, name)]
         if len(chosen) > 1:
             raise UserError(f"--{chosen[0]} and --{chosen[1]} exclude each other")
-        for name in ("width", "height", "opset"):
+        for name in ("width", "height", "opset", "oversample"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name} {getattr(self, name)} is below 0")
         self.size()
@@ -90,6 +93,7 @@ class ExportOptions(PrecisionOptions):
         """How the net is to be exported."""
         form = next((name for name in ("raw", "nms", "uint8") if getattr(self, name)), "detectnet")
         suppress = self.target == "detectnet" if self.suppress is None else self.suppress
+        oversample = self.oversample or (2 if self.target == "detectnet" else 1)
         return Plan(
             form=form,
             target=self.target,
@@ -101,6 +105,7 @@ class ExportOptions(PrecisionOptions):
             threshold=self.threshold,
             iou_threshold=self.iou_threshold,
             exporter=self.exporter,
+            oversample=oversample,
         )
 
     def size(self) -> Optional[Tuple[int, int]]:
@@ -198,6 +203,7 @@ def describe(exported: Exported) -> str:
     card = exported.card
     batch = "any batch" if card.dynamic_batch else f"batch {card.batch_size}"
     words = [f"opset {card.opset}", f"form {card.form}", batch]
+    words += [f"takes {card.input.width} x {card.input.height}"]
     words += ["normalisation of detectNet"] if card.folded else []
     words += ["NMS unrolled"] if card.suppressed else []
     return ", ".join(words)

@@ -5,7 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from vision.card import ModelCard, SelfTest, make_self_test, read_card, sidecar, test_image, write_sidecar
+from vision.card import (
+    ModelCard,
+    SelfTest,
+    make_best_test,
+    make_self_test,
+    read_card,
+    sidecar,
+    test_image,
+    write_sidecar,
+)
 from vision.errors import UserError
 from vision.onnx_header import read_header
 from vision.spec import InputSpec, PriorLayer
@@ -122,6 +131,28 @@ def test_the_self_test_sees_a_wrong_last_map():
 def test_one_prior_is_enough_for_a_self_test():
     assert make_self_test(SCORES[:1], BOXES[:1]).worst(SCORES[:1], BOXES[:1]) == 0
     assert SelfTest(()).worst(SCORES, BOXES) == 0
+
+
+def test_the_test_of_the_best_does_not_care_for_the_order_of_rows():
+    test, order = make_best_test(SCORES, BOXES), RNG.permutation(50)
+    assert {(probe.prior, probe.column) for probe in test.probes if probe.output == "scores"} == {
+        (-1, 1),
+        (-2, 2),
+    }
+    assert test.worst(SCORES[order], BOXES[order]) == 0
+    assert test.worst(SCORES, BOXES + 0.01) == pytest.approx(0.01, abs=1e-6)
+    assert test.worst(SCORES[:, :2], BOXES) == float("inf")
+    assert test.worst(SCORES[:0], BOXES[:0]) == float("inf")
+    card = ModelCard("mb1-ssd", CLASSES, InputSpec(), suppressed=True, self_test=test)
+    assert ModelCard.from_json(card.to_json()) == card
+
+
+def test_the_test_of_the_best_leaves_out_what_rounding_decides():
+    scores, boxes = np.float32([[0, 0.9, 0.1], [0, 0.9, 0.2]]), BOXES[:2]
+    tied = make_best_test(scores, boxes)
+    assert [probe for probe in tied.probes if probe.prior == -1] == [("scores", -1, 1, pytest.approx(0.9))]
+    assert [probe.value for probe in make_best_test(scores, boxes, 0.5).probes if probe.prior == -2] == [0]
+    assert not [probe for probe in make_best_test(scores, boxes, 0.201).probes if probe.prior == -2]
 
 
 def test_the_test_image_is_the_same_everywhere():

@@ -144,6 +144,8 @@ def test_forms_and_targets(flags, form, opset, run_dir):
     assert (card.form, card.opset) == (form, opset)
     assert card.dynamic_batch == ("--dynamic_batch" in flags or "--dynamic-batch " in flags)
     assert card.suppressed == card.folded == ("detectnet" in flags)
+    assert card.input.size == ((192, 256) if "detectnet" in flags else (96, 128))
+    assert card.self_test is not None and card.self_test.probes
     assert json.loads(Path("out/net.onnx.json").read_text())["form"] == form
 
 
@@ -151,6 +153,13 @@ def test_suppression_can_be_left_out(run_dir):
     assert call(run_dir / "best.pth", "--target=detectnet", "--suppress=false", "--verify=false") == 0
     card = read_card(run_dir / "best.onnx")
     assert card.folded and not card.suppressed
+
+
+@pytest.mark.parametrize("flags, size", [("--oversample 1", (96, 128)), ("--oversample 3", (288, 384))])
+def test_how_much_larger_the_images_are(flags, size, run_dir, capsys):
+    assert call(run_dir / "best.pth", "--target=detectnet", *flags.split()) == 0
+    assert read_card(run_dir / "best.onnx").input.size == size
+    assert f"takes {size[1]} x {size[0]}" in capsys.readouterr().out
 
 
 def test_bundle(run_dir, capsys):
@@ -170,6 +179,8 @@ def test_bundle(run_dir, capsys):
         ("a.pth", "there is no file a.pth"),
         ("models/fruit/best.pth --raw --nms", "--raw and --nms exclude each other"),
         ("models/fruit/best.pth --opset 99", "opset 99 is outside 9..23"),
+        ("models/fruit/best.pth --oversample 9", "--oversample 9 is outside 1..4"),
+        ("models/fruit/best.pth --uint8 --oversample 2", "--oversample does not go with --uint8"),
         ("models/fruit/best.pth --opset -1", "--opset -1 is below 0"),
         ("models/fruit/best.pth --output net.pb", "does not end with .onnx"),
         ("models/fruit/best.pth --net mb1-ssd", "is a mb2-ssd-lite, not a mb1-ssd"),

@@ -43,7 +43,11 @@ TOLERANCE = 3e-3
 
 
 class Probe(NamedTuple):
-    """One number of a net's output for the test image: scores (P, C) or decoded corner boxes (P, 4)."""
+    """One number of a net's output for the test image: scores (P, C) or decoded corner boxes (P, 4).
+
+    Where rows stand in no fixed order (`suppressed`, the form "nms"), `prior` is -c, which is the row with the best
+    score of class c: no NMS ever drops it.
+    """
 
     output: str  # "scores" or "boxes"
     prior: int
@@ -56,7 +60,7 @@ class SelfTest:
     """What the net must give for `test_image`, whatever runs it.
 
     Attributes:
-        probes: 8 or more numbers, of the output that a `vision.detector.Run` gives: scores after softmax, boxes
+        probes: numbers, of the output that a `vision.detector.Run` gives: scores after softmax, boxes
             decoded to corners as fractions, also where the file itself holds neither.
         tolerance: the largest difference (see `worst`) that full precision may show. Rounding makes 1e-5, and up
             to 1e-3 in nets that are badly conditioned; the bugs of OpenCV that this is for make 1e-2 and more.
@@ -74,12 +78,12 @@ class SelfTest:
         outputs = {"scores": scores, "boxes": boxes}
         worst = 0.0
         for probe in self.probes:
-            array = outputs[probe.output]
-            if probe.prior >= array.shape[0] or probe.column >= array.shape[1]:
+            array, row = outputs[probe.output], probe.prior
+            if max(row, 0) >= array.shape[0] or probe.column >= array.shape[1] or -row >= scores.shape[1]:
                 return float("inf")
-            difference = abs(float(array[probe.prior, probe.column]) - probe.value) / max(
-                1.0, abs(probe.value)
-            )
+            if row < 0:
+                row = int(scores[:, -row].argmax())
+            difference = abs(float(array[row, probe.column]) - probe.value) / max(1.0, abs(probe.value))
             if not difference <= worst:  # also when it is NaN
                 worst = difference if difference == difference else float("inf")
         return worst
@@ -101,6 +105,30 @@ def make_self_test(scores: np.ndarray, boxes: np.ndarray, tolerance: float = TOL
         for column in (0, 1 + int(scores[prior, 1:].argmax())):
             probes.append(Probe("scores", prior, column, float(scores[prior, column])))
         probes += [Probe("boxes", prior, column, float(boxes[prior, column])) for column in (0, 3)]
+    return SelfTest(tuple(probes), tolerance)
+
+
+def make_best_test(
+    scores: np.ndarray, boxes: np.ndarray, threshold: float = 0.0, tolerance: float = TOLERANCE
+) -> SelfTest:
+    """Probes for a file with NMS inside, of what the net gave before NMS: scores (P, C), corner boxes (P, 4).
+
+    The best of each class, as far as rounding cannot make another one the best.
+
+    Args:
+        threshold: scores that are not above it do not come out; a class without any is expected to have 0.
+    """
+    probes: List[Probe] = []
+    margin = 2 * tolerance
+    for label in range(1, scores.shape[1]):
+        best = np.argsort(-scores[:, label], kind="stable")[:2]
+        values = scores[best, label]
+        if abs(float(values[0]) - threshold) <= margin and threshold > 0:
+            continue
+        seen = values[0] > threshold
+        probes.append(Probe("scores", -label, label, float(values[0]) if seen else 0.0))
+        if seen and (len(best) == 1 or values[0] - values[1] > margin):
+            probes += [Probe("boxes", -label, column, float(boxes[best[0], column])) for column in range(4)]
     return SelfTest(tuple(probes), tolerance)
 
 
@@ -147,8 +175,7 @@ class ModelCard:
         weights_sha256: of the trained weights.
         data: what the net was trained on ("name", "sha256", ...).
         metrics: for people ("mean_ap").
-        self_test: None when there is none (where the rows of the output stand in no fixed order: form "nms", and
-            `suppressed`).
+        self_test: None when there is none.
 
     Raises UserError at birth when the values cannot be right.
     """
@@ -250,7 +277,7 @@ def _from_content(cls: Any, content: Mapping[str, Any]) -> ModelCard:
     if values.get("self_test") is not None:
         test = values["self_test"]
         probes = tuple(Probe(str(o), int(p), int(c), float(v)) for o, p, c, v in test["probes"])
-        if any(probe.output not in ("scores", "boxes") or min(probe[1:3]) < 0 for probe in probes):
+        if any(probe.output not in ("scores", "boxes") or probe.column < 0 for probe in probes):
             raise ValueError("a probe of the self-test")
         values["self_test"] = SelfTest(probes, float(test["tolerance"]))
     return cls(**values)

@@ -29,9 +29,11 @@ from vision.export.onnx import (
     run_torch,
     traced,
     weights_sha256,
+    write_metadata,
 )
 from vision.export.verify import painted
 from vision.export.wrappers import Suppressed, wrap
+from vision.runtimes import open_detector
 from vision.spec import InputSpec, make_priors, net_names
 from vision.ssd import build
 
@@ -156,6 +158,8 @@ FORMS = {
     "uint8": Plan(form="uint8"),
     "target detectnet": Plan(target="detectnet"),
     "suppressed": Plan(target="detectnet", suppress=True),
+    "averaged": Plan(oversample=2),
+    "averaged for detectnet": Plan(target="detectnet", suppress=True, oversample=3),
     "suppressed bytes": Plan(form="uint8", suppress=True),
     "three at once": Plan(batch_size=3),
     "any batch": Plan(dynamic_batch=True),
@@ -182,7 +186,7 @@ def test_forms(form, exporter, small, small_input):
             continue
         images = painted(count)
         blob = preprocessed(card.input, images, "bytes" if card.form == "uint8" else "planes")
-        scores, boxes = run_torch(small, small_input, images)
+        scores, boxes = run_torch(small, small_input, images, card.input)
         check_form(exported, run(exported.model, blob), scores, boxes)
 
 
@@ -248,6 +252,22 @@ def test_detectnets_normalisation_is_undone(name):
     module(torch.from_numpy(preprocessed(given, [test_image((268, 268))])))
     expected = preprocessed(trained, [test_image((268, 268))])
     np.testing.assert_allclose(seen[0].numpy(), expected, atol=3e-5 if name[0] == "v" else 1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name, factor", [("mb2-ssd-lite", 2), ("vgg16-ssd", 3)])
+def test_an_averaging_file_shows_its_net_the_means_of_blocks(name, factor):
+    net = build(name, 2, (268, 268))
+    trained = trained_on(net)
+    given = given_input(trained, Plan(target="detectnet", oversample=factor))
+    assert given.size == (268 * factor, 268 * factor) and given.mean == (127.5,) * 3
+    seen = []
+    module = wrap(net, "detectnet", trained, given, False, 0.45, 200)
+    module.inner = Recorder(seen)
+    image = test_image(given.size)
+    module(torch.from_numpy(preprocessed(given, [image])))
+    means = image.reshape(268, factor, 268, factor, 3).astype(np.float64).mean(axis=(1, 3))
+    expected = ((means - trained.mean) / trained.std).transpose(2, 0, 1)
+    np.testing.assert_allclose(seen[0][0].numpy(), expected, atol=1e-4 if name[0] == "v" else 1e-6)
 
 
 class Recorder(torch.nn.Module):
@@ -346,6 +366,10 @@ def test_ir_versions_are_those_of_the_opsets():
         ({"suppress": True, "dynamic_batch": True}, "--suppress works on one image"),
         ({"batch_size": 0}, "batch size 0 is below 1"),
         ({"batch_size": 2, "dynamic_batch": True}, "leave --batch_size out"),
+        ({"oversample": 0}, "--oversample 0 is outside 1..4"),
+        ({"oversample": 5}, "--oversample 5 is outside 1..4"),
+        ({"oversample": 2, "form": "raw"}, "--oversample does not go with --raw"),
+        ({"oversample": 2, "form": "uint8"}, "--oversample does not go with --uint8"),
         ({"candidates": 0}, "0 candidates"),
         ({"candidates": 4000}, "4000 candidates for NMS are outside 1..3840"),
         ({"threshold": 1.0}, "threshold 1.0 is outside"),
@@ -441,8 +465,30 @@ def test_the_self_test_is_what_torch_gave(small, small_input):
         assert len(card.self_test.probes) >= 8
         assert card.self_test.worst(scores[0], boxes[0]) <= 1e-4
         assert card.self_test.worst(scores[0] + 0.01, boxes[0]) > card.self_test.tolerance
-    for plan in (Plan(form="nms"), Plan(suppress=True)):
-        assert export(small, CLASSES, small_input, plan).card.self_test is None
+
+
+@pytest.mark.parametrize(
+    "plan", [Plan(form="nms", threshold=0.2), Plan(suppress=True)], ids=["nms", "suppress"]
+)
+def test_the_self_test_of_a_file_with_nms_inside(plan, small, small_input, tmp_path):
+    """Its rows stand in no fixed order: the best of each class is probed."""
+    exported = export(small, CLASSES, small_input, plan)
+    assert {probe.output for probe in exported.card.self_test.probes} == {"scores", "boxes"}
+    assert all(-len(CLASSES) < probe.prior < 0 for probe in exported.card.self_test.probes)
+    path = tmp_path / "net.onnx"
+    path.write_bytes(exported.model.SerializeToString())
+    open_detector(path, "onnxruntime")  # passes it
+    wrong = dataclasses.replace(
+        exported.card,
+        self_test=dataclasses.replace(
+            exported.card.self_test,
+            probes=tuple(p._replace(value=p.value + 0.01) for p in exported.card.self_test.probes),
+        ),
+    )
+    write_metadata(exported.model, wrong)
+    path.write_bytes(exported.model.SerializeToString())
+    with pytest.raises(UserError, match="self-test .* is off by 0.01"):
+        open_detector(path, "onnxruntime")
 
 
 def test_the_hash_hangs_on_every_weight(small):

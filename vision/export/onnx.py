@@ -15,7 +15,15 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from vision.card import FORMS, METADATA_KEY, ModelCard, SelfTest, make_self_test, test_image
+from vision.card import (
+    FORMS,
+    METADATA_KEY,
+    ModelCard,
+    SelfTest,
+    make_best_test,
+    make_self_test,
+    test_image,
+)
 from vision.detector import Detector
 from vision.errors import UserError
 from vision.export import retarget as graphs
@@ -80,6 +88,8 @@ class Plan:
         candidates: for each class, of NMS in the graph.
         threshold, iou_threshold: recommended for detection, and built in where NMS is in the graph.
         exporter: one of EXPORTERS.
+        oversample: the file takes images of so many times the width and height of the net, and averages blocks of
+            pixels; for consumers that resize without interpolation.
 
     Raises UserError for values that make no sense, alone or together.
     """
@@ -94,6 +104,7 @@ class Plan:
     threshold: float = 0.4
     iou_threshold: float = 0.45
     exporter: str = "auto"
+    oversample: int = 1
 
     def __post_init__(self) -> None:
         for name, known in (("form", FORMS), ("target", tuple(TARGETS)), ("exporter", EXPORTERS)):
@@ -126,6 +137,10 @@ class Plan:
             raise UserError("--dynamic_batch takes any batch size: leave --batch_size out")
         if not 1 <= self.candidates <= 3840:
             raise UserError(f"{self.candidates} candidates for NMS are outside 1..3840 (TensorRT's limit)")
+        if not 1 <= self.oversample <= 4:
+            raise UserError(f"--oversample {self.oversample} is outside 1..4")
+        if self.oversample > 1 and self.form in ("raw", "uint8"):
+            raise UserError(f"--oversample does not go with --{self.form}; leave one of them out")
         if not 0 <= self.threshold < 1:
             raise UserError(f"threshold {self.threshold} is outside [0, 1)")
         if not 0 < self.iou_threshold < 1:
@@ -227,8 +242,13 @@ def given_input(trained: InputSpec, plan: Plan) -> InputSpec:
     elif plan.target == "detectnet":
         mean, std = DETECTNET_INPUT
     else:
-        return trained
-    return dataclasses.replace(trained, mean=(mean,) * 3, std=(std,) * 3)
+        return larger(trained, plan.oversample)
+    return dataclasses.replace(larger(trained, plan.oversample), mean=(mean,) * 3, std=(std,) * 3)
+
+
+def larger(spec: InputSpec, factor: int) -> InputSpec:
+    """The same for images of `factor` times the width and height."""
+    return dataclasses.replace(spec, height=spec.height * factor, width=spec.width * factor)
 
 
 def example(given: InputSpec, plan: Plan) -> torch.Tensor:
@@ -420,7 +440,7 @@ def make_card(
         form=plan.form,
         dynamic_batch=plan.dynamic_batch,
         batch_size=plan.batch_size,
-        folded=plan.form != "uint8" and given != trained,
+        folded=plan.form != "uint8" and (given.mean, given.std) != (trained.mean, trained.std),
         suppressed=plan.suppress,
         priors=net.spec.priors,
         cells=net.cells,
@@ -431,7 +451,7 @@ def make_card(
         weights_sha256=weights_sha256(net),
         data=dict(data),
         metrics=dict(metrics),
-        self_test=None if plan.form == "nms" or plan.suppress else self_test(net, trained),
+        self_test=self_test(net, trained, plan),
     )
 
 
@@ -445,21 +465,46 @@ def weights_sha256(net: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def self_test(net: SSD, trained: InputSpec) -> SelfTest:
+def self_test(net: SSD, trained: InputSpec, plan: Plan) -> SelfTest:
     """What the net gives for the test image in torch. Rounded, so that another CPU writes the same file."""
-    scores, boxes = run_torch(net, trained, [test_image(trained.size)])
-    made = make_self_test(scores[0], boxes[0])
+    given = given_input(trained, plan)
+    scores, boxes = run_torch(net, trained, [test_image(given.size)], given)
+    if plan.form == "nms":
+        made = make_best_test(scores[0], boxes[0], plan.threshold)
+    elif plan.suppress:
+        made = make_best_test(scores[0], boxes[0])
+    else:
+        made = make_self_test(scores[0], boxes[0])
     return dataclasses.replace(
         made, probes=tuple(probe._replace(value=round(probe.value, 4)) for probe in made.probes)
     )
 
 
-def run_torch(net: SSD, trained: InputSpec, images: Sequence[np.ndarray]) -> Tuple[np.ndarray, np.ndarray]:
-    """RGB images of any sizes -> scores (N, P, C), boxes (N, P, 4), by the net as it was trained."""
-    blob = preprocessed(trained, images)
+def run_torch(
+    net: SSD, trained: InputSpec, images: Sequence[np.ndarray], given: Optional[InputSpec] = None
+) -> Tuple[np.ndarray, np.ndarray]:
+    """RGB images of any sizes -> scores (N, P, C), boxes (N, P, 4), by the net as it was trained.
+
+    Args:
+        given: what the exported file takes; where that is larger, the net sees the means of blocks of its pixels.
+    """
+    if given is None or given.size == trained.size:
+        blob = preprocessed(trained, images)
+    else:
+        blob = block_means(preprocessed(given, images), trained, given)
     with torch.inference_mode():
         scores, boxes = Deployed(net).eval()(torch.from_numpy(blob))
     return scores.numpy(), boxes.numpy()
+
+
+def block_means(blob: np.ndarray, trained: InputSpec, given: InputSpec) -> np.ndarray:
+    """What a file takes (N, 3, H * k, W * k) -> what its net sees (N, 3, H, W), in the normalisation of training."""
+    mean, std = (np.array(v, np.float64).reshape(1, 3, 1, 1) for v in (given.mean, given.std))
+    factor = given.height // trained.height
+    blocks = blob.reshape(len(blob), 3, trained.height, factor, trained.width, factor)
+    pixels = blocks.mean(axis=(3, 5), dtype=np.float64) * std + mean
+    mean, std = (np.array(v, np.float64).reshape(1, 3, 1, 1) for v in (trained.mean, trained.std))
+    return ((pixels - mean) / std).astype(np.float32)
 
 
 def preprocessed(spec: InputSpec, images: Sequence[np.ndarray], layout: str = "planes") -> np.ndarray:

@@ -12,7 +12,7 @@ from vision.data import Dataset, open_dataset
 from vision.detector import Detector
 from vision.evaluation.inference import SCORE_THRESHOLD
 from vision.export.files import publish_labels, replaced, write_text
-from vision.export.onnx import Exported
+from vision.export.onnx import Exported, block_means
 from vision.export.source import Source
 from vision.export.verify import Verification, compare_mean_ap, painted, photographs, verify
 from vision.runtimes.pytorch import TorchRun, pick_device
@@ -69,7 +69,13 @@ def publish(exported: Exported, source: Source, output: Path, verification: str 
 
 def _mean_ap(exported: Exported, path: Path, source: Source, dataset: Dataset) -> Tuple[float, float]:
     torch_run = TorchRun(source.net, pick_device("cpu"))
-    detector = Detector(torch_run, source.input, source.classes, "torch")
+    given, trained = exported.card.input, source.input
+    if given.size == trained.size:
+        detector = Detector(torch_run, trained, source.classes, "torch")
+    else:  # both see the same pixels
+        detector = Detector(
+            lambda blob: torch_run(block_means(blob, trained, given)), given, source.classes, "torch"
+        )
     # A file with NMS inside gives nothing below its own threshold.
     threshold = exported.card.threshold if exported.card.form == "nms" else SCORE_THRESHOLD
     return compare_mean_ap(path, detector, dataset, threshold)

@@ -199,7 +199,7 @@ def _compare(
         boxes = box_math.decode(seen["locations"], priors, card.variances)
     else:
         boxes = seen.get(ALL_BOXES, seen["boxes"])
-    expected_scores, expected_boxes = run_torch(net, trained, images)
+    expected_scores, expected_boxes = run_torch(net, trained, images, card.input)
     result.scores = max(result.scores, _worst(scores, expected_scores))
     result.boxes = max(result.boxes, _worst(boxes, expected_boxes))
     if card.suppressed:

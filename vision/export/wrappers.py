@@ -59,6 +59,29 @@ class OtherNormalisation(nn.Module):
         return self.inner(images * self.factor + self.shift)
 
 
+class Averaged(nn.Module):
+    """The same net for images of `factor` times its size: means of blocks of pixels, the other normalisation included.
+
+    For consumers that resize by picking single pixels: of four that are picked, the mean is what an interpolation
+    gives. One depthwise convolution; without padding, normalisation can be folded into it.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def __init__(self, inner: nn.Module, trained: InputSpec, given: InputSpec, factor: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.factor = factor
+        affine = OtherNormalisation(inner, trained, given)
+        block = torch.ones(3, 1, factor, factor) / factor**2
+        self.register_buffer("weight", block * affine.factor.view(3, 1, 1, 1), persistent=False)
+        self.register_buffer("bias", affine.shift.view(3), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> Pair:
+        return self.inner(nn.functional.conv2d(images, self.weight, self.bias, stride=self.factor, groups=3))
+
+
 class FromBytes(nn.Module):
     """The same net for RGB bytes (N, height, width, 3)."""
 
@@ -175,12 +198,15 @@ def wrap(
     """The module that is exported for a form of `vision.card.FORMS`.
 
     Args:
-        trained, given: the image as the net was trained on it, and as the exported file will get it.
+        trained, given: the image as the net was trained on it, and as the exported file will get it: with another
+            normalisation, or a whole number of times as large.
         suppress: unroll NMS into the graph, with `iou_threshold` and `candidates` for each class.
     """
     module: nn.Module = Raw(net) if form == "raw" else Deployed(net)
     if form == "uint8":
         module = FromBytes(module, trained)
+    elif given.size != trained.size:
+        module = Averaged(module, trained, given, given.height // trained.height)
     elif (given.mean, given.std) != (trained.mean, trained.std):
         module = OtherNormalisation(module, trained, given)
     if suppress:
