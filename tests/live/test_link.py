@@ -41,6 +41,13 @@ def test_the_newest_replaces_the_oldest():
     assert link.get() == 4 and link.dropped == 4
 
 
+def test_the_newest_of_each_kind():
+    link = Link(2, newest=True, key=lambda item: item[0])
+    for item in ("a1", "b1", "a2", "a3", "b2"):
+        link.put(item)
+    assert [link.get(), link.get()] == ["a3", "b2"] and link.dropped == 3
+
+
 @pytest.mark.parametrize("end", ["close", "abort"])
 def test_the_end_wakes_those_who_wait(end):
     link = Link(1)

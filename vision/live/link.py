@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from typing import Any, Deque, Optional
+from typing import Any, Callable, Deque, Optional
 
 
 class _Idle:
@@ -20,15 +20,21 @@ class Link:
     Attributes:
         size: so many items wait here at most.
         newest: when full, the oldest item makes room (for those who look at what is now); otherwise `put` waits.
+        key: of newest: an item replaces the one with the same key, so that no source hides another.
         dropped: items that had to make room.
         changed: notified whenever anything happens; several links may share one.
     """
 
     def __init__(
-        self, size: int = 1, newest: bool = False, changed: Optional[threading.Condition] = None
+        self,
+        size: int = 1,
+        newest: bool = False,
+        changed: Optional[threading.Condition] = None,
+        key: Optional[Callable[[Any], Any]] = None,
     ) -> None:
         self.size = size
         self.newest = newest
+        self.key = key
         self.dropped = 0
         self.changed = changed or threading.Condition()
         self._items: Deque[Any] = deque()
@@ -49,12 +55,20 @@ class Link:
                 self.changed.wait_for(lambda: self._closed or len(self._items) < self.size)
             if self._closed:
                 return False
-            if len(self._items) >= self.size:
-                self._items.popleft()
-                self.dropped += 1
+            self._make_room(item)
             self._items.append(item)
             self.changed.notify_all()
             return True
+
+    def _make_room(self, item: Any) -> None:
+        if self.key is not None:
+            for old in list(self._items):
+                if self.key(old) == self.key(item):
+                    self._items.remove(old)
+                    self.dropped += 1
+        while len(self._items) >= self.size:
+            self._items.popleft()
+            self.dropped += 1
 
     def get(self, timeout: Optional[float] = None) -> Any:
         """The oldest item; None when there will be no more; IDLE when none came within `timeout` seconds."""

@@ -34,7 +34,7 @@ FAREWELL = 3.0
 """Seconds that a source may take to end after it was told to."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Frame:
     """A picture on its way.
 
@@ -57,7 +57,7 @@ class Frame:
     clock: float = field(default_factory=wall_clock)
 
 
-@dataclass
+@dataclass(eq=False)
 class Result:
     """A frame and what was found on it.
 
@@ -76,7 +76,7 @@ class Result:
     again: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class Batch:
     """Frames that go through the net together, and what the stages add to them."""
 
@@ -151,7 +151,10 @@ class Pipeline:
     def add_outputs(self, outputs: Sequence[Output]) -> None:
         """Before `run`."""
         self.outputs += outputs
-        self._to_output += [Link(1, newest=output.skips) for output in outputs]
+        count = len(self.sources)
+        self._to_output += [
+            Link(count, newest=True, key=_source_of) if output.skips else Link() for output in outputs
+        ]
 
     # --- for those outside ----------------------------------------------------------------------------------
 
@@ -408,6 +411,10 @@ class Pipeline:
             except (UserError, OSError) as error:
                 self.failures.append(f"{output.name}: {error}")
                 log.error("error: %s", self.failures[-1])
+
+
+def _source_of(result: Result) -> int:
+    return result.frame.source
 
 
 def keep(detections: Detections, which: np.ndarray) -> Detections:

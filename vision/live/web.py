@@ -9,6 +9,7 @@ Whoever is not on this machine needs the token, which is part of the printed lin
 import asyncio
 import contextlib
 import hmac
+import inspect
 import ipaddress
 import json
 import logging
@@ -210,10 +211,14 @@ class WebView(Output):
         application.router.add_get("/live", self._viewer)
         application.router.add_get(r"/snapshot/{source:\d{1,3}}.jpg", self._snapshot)
         application.router.add_get(r"/stream/{source:\d{1,3}}.mjpg", self._mjpeg)
-        runner = web.AppRunner(application, access_log=None, handle_signals=False)
+        # aiohttp 3.9 has moved this from the site to the runner.
+        patience: Dict[str, Any] = {"shutdown_timeout": 1.0}
+        of_runner = "shutdown_timeout" in inspect.signature(web.BaseRunner.__init__).parameters
+        runner = web.AppRunner(
+            application, access_log=None, handle_signals=False, **(patience if of_runner else {})
+        )
         await runner.setup()
-        site = web.SockSite(runner, listener, shutdown_timeout=1.0)
-        await site.start()
+        await web.SockSite(runner, listener, **({} if of_runner else patience)).start()
         ready.set()
         await self._stop.wait()
         async with self._bell:
