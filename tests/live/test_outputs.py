@@ -337,6 +337,7 @@ def test_a_stream_through_gstreamer(tmp_path):
         ("-", JsonLines),
         ("now.jpg", Picture),
         ("pictures/", Folder),
+        ("pictures", Folder),
         ("crops:objects", Folder),
         ("some/crops/", Folder),
     ],
@@ -373,7 +374,7 @@ def test_words_for_the_web_view(word, host, port):
     assert asked == [(host, port)]
 
 
-@pytest.mark.parametrize("word", ["out", "out.xyz", "ftp://x", "out.wmv"])
+@pytest.mark.parametrize("word", ["out.xyz", "ftp://x", "out.wmv"])
 def test_words_of_no_kind(word):
     with pytest.raises(UserError, match="no kind of output|does not follow"):
         make(word)

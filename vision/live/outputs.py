@@ -602,7 +602,7 @@ def _output(
         return Folder(Path(word[len("crops:") :] or "crops"), several, crops=True)
     path = Path(word)
     suffix = path.suffix.lower()
-    if word.endswith(("/", os.sep)) or path.is_dir():
+    if word.endswith(("/", os.sep)) or path.is_dir() or not suffix:
         return Folder(path, several, crops=path.name == "crops")
     if suffix in (".jsonl", ".ndjson", ".json"):
         return JsonLines(path, sources)
