@@ -20,7 +20,8 @@ LARGEST = 65504.0
 FLOAT32_OPS = frozenset(("Exp", "NonMaxSuppression", "Pow", "ReduceSum", "Softmax", "Sqrt", "TopK"))
 """Whose intermediate values overflow float16, or whose results must not be rounded, wherever they stand."""
 
-SECOND_TYPES = frozenset(("QuantizeLinear", "DequantizeLinear"))
+ROUNDING = frozenset(("QuantizeLinear", "DequantizeLinear"))
+"""They belong to the convolution behind them: a Cast between would keep TensorRT from computing it in eight bits."""
 
 
 def steps_of(model: onnx.ModelProto) -> List[Step]:
@@ -38,7 +39,8 @@ def float32_steps(model: onnx.ModelProto, keep: Iterable[str] = ()) -> Set[str]:
     unknown = set(keep) - names
     if unknown:
         raise UserError(f"no node is called {', '.join(sorted(unknown)[:5])} in this graph")
-    stays = set(keep) | tail(steps) | entrance(steps)
+    pairs = {step.name for step in steps if step.op in ROUNDING}
+    stays = set(keep) | tail(steps) | (entrance(steps) - pairs)
     weights = {each.name: each for each in model.graph.initializer}
     for step in steps:
         square = step.op == "Mul" and len(set(step.inputs)) == 1  # of an L2 norm
