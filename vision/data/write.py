@@ -10,7 +10,7 @@ voc             as such                                       difficult
 coco            `ignore`                                      `iscrowd`
 csv             column `difficult`                            column `group`
 open_images     IsGroupOf                                     IsGroupOf
-yolo            left out                                      left out
+yolo            left out, and images of nothing else          left out, and images of nothing else
 ==============  ============================================  ============================================
 
 YOLO and Open Images declare no size, and count in pixels as stored: a photograph that is annotated as EXIF turns it is
@@ -210,6 +210,9 @@ def write_yolo(root: Path, parts: Parts, classes: Sequence[str], link: bool, not
         for entry in entries:
             height, width = entry.size
             lines = []
+            if len(entry.sample.labels) and (entry.sample.difficult | entry.sample.group).all():
+                notes["images of nothing else, left out: they would pass for images without objects"] += 1
+                continue
             for label, (x1, y1, x2, y2), difficult, group in _objects(entry.sample):
                 if difficult or group:
                     notes[

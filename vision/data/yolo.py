@@ -187,7 +187,8 @@ def _bare_parts(root: Path) -> Dict[str, Source]:
         return dict(named) if set(named) & {"train", "val", "test"} else {"": (images,)}
     below = [folder for folder in sorted(root.iterdir()) if folder.is_dir()]
     found = [f for f in below if (f / "images").is_dir() and (f / "labels").is_dir()]
-    return {canonical(folder.name): (folder / "images",) for folder in found}
+    parts: Dict[str, Source] = {canonical(folder.name): (folder / "images",) for folder in found}
+    return parts if set(parts) & {"train", "val", "test"} else {}
 
 
 def _class_file(root: Path) -> Optional[Path]:
