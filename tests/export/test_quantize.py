@@ -1,6 +1,5 @@
 """INT8 and FP8 in the graph: the rounding itself, calibration, and where QuantizeLinear stands."""
 
-import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -29,6 +28,7 @@ from vision.export.retarget import opset_of
 from vision.export.verify import painted
 
 pytest.importorskip("onnxruntime")
+ml_dtypes = pytest.importorskip("ml_dtypes")
 
 CLASSES = ("BACKGROUND", "disc", "square", "star")
 

@@ -197,7 +197,7 @@ def load(
     elif precision and precision != facts.get("precision", precision):
         raise UserError(f"{path} is {facts['precision']}; leave the precision out")
     lib = library(str(facts.get("library", "")))
-    gpu = Cuda(number)
+    gpu = _gpu(path, number)
     content = _read(path)
     try:
         check_engine(path, content, facts, lib, gpu)
@@ -222,6 +222,13 @@ def load(
 def devices() -> List[str]:
     """What `device` takes here."""
     return ["cuda"] if find_gpu() is not None else []
+
+
+def _gpu(path: Path, number: int) -> Cuda:
+    try:
+        return Cuda(number)
+    except (MemoryError, RuntimeError) as error:  # another program has it for itself, or broke it
+        raise UserError(f"{path}: the GPU cannot be used ({first_line(error)})") from error
 
 
 def _number(name: Optional[str]) -> int:
