@@ -1,7 +1,8 @@
 """Caffe2's two files - `<name>_init_net.pb` with the weights, `<name>_predict_net.pb` with the graph - without Caffe2.
 
 The messages are those of caffe2.proto (pytorch 1.10, caffe2/proto), as far as nets use them, made at run time; what
-they do not know survives reading and writing. Needs the protobuf package, of any version from 3.6, when it is used.
+they do not know survives reading and writing. Needs the protobuf package when it is used, the old one beside a Caffe2
+(3.20) or a new one.
 """
 
 from functools import lru_cache

@@ -182,7 +182,8 @@ def test_every_net_agrees_with_onnxruntime(python, pictures, tmp_path, name, siz
     prefix = converted(net, tmp_path, name, size)
     trained = InputSpec(*size, net.spec.input.mean, net.spec.input.std)
     blobs = {
-        f"{i}": export.preprocessed(trained, pictures(count, seed=i + 2)) for i, count in enumerate(BATCHES)
+        f"{i}": export.preprocessed(trained, pictures(count, seed=i + 2))
+        for i, count in enumerate(BATCHES[:1] if options else BATCHES)
     }
     np.savez(f"{prefix}_inputs.npz", **blobs)
     python("-c", WORKSPACE, prefix)

@@ -99,13 +99,10 @@ def start(threads: Optional[int], path: Optional[Path]) -> Any:
     logging.disable(logging.WARNING)  # it regrets, to the root logger, that there is no GPU
     try:
         from caffe2.python import workspace
-    except (
-        ImportError,
-        AttributeError,
-        TypeError,
-    ) as error:  # the latter two from a numpy or protobuf too new
-        how = RUNTIMES["caffe2"].install
-        raise UserError(f"{f'{path}: ' if path else ''}cannot import caffe2 ({error}); try: {how}") from error
+    except (ImportError, AttributeError, TypeError) as error:
+        # The latter two come from a numpy or protobuf that is too new, with a page of reasons; one line will do.
+        where, how = f"{path}: " if path else "", RUNTIMES["caffe2"].install
+        raise UserError(f"{where}cannot import caffe2 ({first_line(error)}); try: {how}") from error
     finally:
         logging.disable(before)
     if not _threads:
