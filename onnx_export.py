@@ -56,7 +56,9 @@ class ExportOptions(PrecisionOptions):
     oversample: int = option(
         0, "the file takes images of so many times the size and averages (default: 2 for --target detectnet)"
     )
-    candidates: int = option(200, "boxes of each class that NMS in the graph looks at")
+    candidates: int = option(
+        200, "boxes of each class that NMS in the graph looks at, and with --nms gives, at most"
+    )
     threshold: float = option(0.4, "score recommended for detection; built in with --nms")
     iou_threshold: float = option(0.45, "of NMS; built in with --nms and --suppress")
     exporter: str = option("auto", "which of torch's exporters", choices=EXPORTERS)

@@ -62,6 +62,13 @@ def test_a_good_export_is_published(settings, source, tmp_path):
     assert "within" in str(published.verification)
 
 
+def test_more_objects_than_come_out(source, tmp_path):
+    """A net that knows nothing finds hundreds of boxes of each class; NMS in the graph gives the best of them."""
+    exported = exported_from(source, form="nms", threshold=0.05, candidates=5)
+    found = publish(exported, source, tmp_path / "net.onnx").verification
+    assert found.flipped == 0 and found.decided > 15
+
+
 def test_without_verification(source, tmp_path):
     published = publish(exported_from(source), source, tmp_path / "net.onnx", "false")
     assert published.verification is None and published.model.exists()

@@ -182,11 +182,13 @@ class Exported:
         witness: the same graph with two more outputs, `all_scores` and `all_boxes`, before NMS; the model itself
             where there is no NMS in it.
         card: what the model says of itself.
+        candidates: of the form "nms": boxes of each class and image that come out at most.
     """
 
     model: onnx.ModelProto
     witness: onnx.ModelProto
     card: ModelCard
+    candidates: int = 200
 
 
 ALL_SCORES, ALL_BOXES = "all_scores", "all_boxes"
@@ -232,7 +234,7 @@ def export(
             break
     card = make_card(net, classes, trained, plan, data or {}, metrics or {})
     write_metadata(models[0], card)
-    return Exported(models[0], models[1], card)
+    return Exported(models[0], models[1], card, plan.candidates)
 
 
 def given_input(trained: InputSpec, plan: Plan) -> InputSpec:

@@ -258,7 +258,12 @@ def _count_selected(
     card = exported.card
     for image in range(len(scores)):
         _, expected, labels = box_math.select(
-            scores[image], boxes[image], card.threshold, card.iou_threshold, candidate_size=scores.shape[1]
+            scores[image],
+            boxes[image],
+            card.threshold,
+            card.iou_threshold,
+            top_k=exported.candidates,
+            candidate_size=scores.shape[1],
         )
         mine = own["images"] == image
         found = set(zip(own["labels"][mine].tolist(), own["scores"][mine].tolist()))
