@@ -37,6 +37,7 @@ class TrainConfig:
         "ignore", "boxes round groups: no object and no background, objects, or left out", choices=GROUP_RULES
     )
     strict: bool = option(False, "any fault in the data ends the run instead of being mended")
+    no_check: bool = option(False, "do not look the data over before training (see docs/doctor.md)")
 
     # net
     net: str = option("mb1-ssd", f"one of {', '.join(net_names())}")

@@ -20,7 +20,9 @@ from vision.config import LAST, TrainConfig
 from vision.data import open_dataset, summary
 from vision.data.augment import Augmentation, Resized, apply_gain
 from vision.data.balance import balanced, repeat_factors
+from vision.data.check import Question
 from vision.data.labels import read_labels, write_labels
+from vision.data.precheck import check_before_training
 from vision.data.sample import Dataset
 from vision.data.sheets import contact_sheet
 from vision.detector import Detections, Detector
@@ -58,6 +60,10 @@ def open_data(config: TrainConfig) -> Tuple[Dataset, Dataset]:
     roots = [config.validation_dataset] if config.validation_dataset else config.datasets
     valid = open_dataset(roots, "test", config.dataset_type, labels=train.classes, **how)
     log.info(summary(valid))
+    if not config.no_check:
+        places = [Path(root).expanduser() for root in dict.fromkeys([*config.datasets, *roots])]
+        asked = Question(places, config.dataset_type, labels, net=config.net, size=config.size())
+        log.info(check_before_training(asked, {"train": train, "test": valid}, config.strict))
     if config.balance_data:
         before = len(train)
         train = balanced(train, config.seed)

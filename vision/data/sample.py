@@ -10,6 +10,14 @@ IGNORED = -1
 """Label, in training, of a region that is neither an object nor background: a box round a group."""
 
 
+LONGEST_TOLD = 300
+
+
+def _cut(text: str) -> str:
+    half = LONGEST_TOLD // 2
+    return text if len(text) <= LONGEST_TOLD else f"{text[:half]}...{text[-half:]}"
+
+
 @dataclass(frozen=True)
 class Finding:
     """Something wrong in a data set, and what was done about it.
@@ -29,9 +37,12 @@ class Finding:
     action: str
 
     def __str__(self) -> str:
-        place = f"{self.file}: {self.where}" if self.where else self.file
-        value = f": {self.value}" if self.value else ""
-        return f"[{self.code}] {place}{value} -> {self.action}"
+        return f"[{self.code}] {self.told()}"
+
+    def told(self) -> str:
+        """Without the code; long values (a file may hold anything) are cut."""
+        file, where, value, action = map(_cut, (self.file, self.where, self.value, self.action))
+        return f"{file}{': ' if where else ''}{where}{': ' if value else ''}{value} -> {action}"
 
 
 @dataclass(frozen=True)

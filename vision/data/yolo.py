@@ -21,6 +21,7 @@ An image without a label file, or with an empty one, is an image without objects
 """
 
 import math
+import os
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -36,6 +37,7 @@ YAML_SUFFIXES = (".yaml", ".yml")
 CLASS_FILES = ("classes.txt", "labels/classes.txt", "obj.names", "labels.txt")
 PART_KEYS = ("train", "val", "valid", "test")
 LARGEST_YAML = 1 << 20
+DEEPEST_YAML = 20
 
 Source = Tuple[Path, ...]
 """Folders of images, or text files that list them: what a part is made of."""
@@ -70,10 +72,15 @@ def read_yaml(path: Path) -> Dict[str, Any]:
     except ImportError:
         raise UserError(f"{path}: reading it needs PyYAML: pip install pyyaml") from None
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.BaseLoader)):
-            raise UserError(
-                f"{path}: has an alias (*name); a few lines of them can fill the memory. Write it out"
-            )
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.BaseLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise UserError(
+                    f"{path}: has an alias (*name); a few lines of them can fill the memory. Write it out"
+                )
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST_YAML:  # each token takes the time of the depth
+                raise UserError(f"{path}: nested too deeply to be a data.yaml")
         # BaseLoader makes nothing but texts of the leaves: a class called `no` stays one.
         loaded = yaml.load(text, Loader=yaml.BaseLoader)
     except yaml.MarkedYAMLError as error:
@@ -238,7 +245,13 @@ def yolo_parts(root: Path) -> List[str]:
 
 def _images_below(folder: Path) -> List[Tuple[str, Path]]:
     """(id, path) of all images below a folder."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    # Unlike `rglob`, `walk` passes over folders that may not be read or are gone meanwhile.
+    found = sorted(
+        Path(place) / name
+        for place, _, names in os.walk(str(folder))
+        for name in names
+        if split_suffix(name)[1].lower() in SUFFIXES
+    )
     return [(split_suffix(path.relative_to(folder).as_posix())[0], path) for path in found]
 
 
@@ -329,7 +342,12 @@ def _objects(file: Path, layout: _Layout, findings: List[Finding]) -> List[Objec
 def _annotations(sources: Source, layout: _Layout, findings: List[Finding]) -> List[Annotation]:
     """One for each image of a part."""
     images: List[Tuple[str, Path]] = []
+    base = layout.file.parent if is_file(layout.file) else layout.file
     for source in sources:
+        if source.resolve() in base.resolve().parents:
+            raise UserError(
+                f"{layout.file}: {source} holds the data set itself; name the folder of the images alone"
+            )
         images += _images_below(source) if source.is_dir() else _images_listed(source)
     annotations = []
     for sample_id, path in _tell_apart(images):
