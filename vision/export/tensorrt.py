@@ -466,7 +466,8 @@ class _Job:
         for i, name in enumerate(self.options.compute_capability):
             member = "SM" + name.replace(".", "")
             if not hasattr(self.lib.ComputeCapability, member):
-                known = [m for m in dir(self.lib.ComputeCapability) if m.startswith("SM")]
+                members = [m for m in dir(self.lib.ComputeCapability) if m.startswith("SM")]
+                known = [f"{m[2:-1]}.{m[-1]}" for m in sorted(members, key=lambda m: int(m[2:]))]
                 raise UserError(
                     f"{version_of(self.lib)} does not build for SM {name}, only {', '.join(known)}"
                 )
