@@ -165,10 +165,14 @@ def _with_groups(samples: Sequence[Sample], rule: str) -> List[Sample]:
     return kept
 
 
-def _check_labels(dataset: Dataset) -> None:
-    """Raise UserError when the given classes are why no object is left."""
+def _check_labels(dataset: Dataset, split: str) -> None:
+    """Raise UserError when the given classes are why no object is left: misspelt, or of other data.
+
+    A part to test on may well lack the classes that somebody picked.
+    """
     unknown = [finding for finding in dataset.findings if finding.code == "unknown-class"]
-    if unknown:
+    misspelt = any("did you mean" in finding.action for finding in unknown)
+    if unknown and (misspelt or split in ("train", "trainval")):
         names = Counter(finding.value + finding.action.replace("dropped", "", 1) for finding in unknown)
         told = "\n  ".join(name for name, _ in names.most_common(SHOWN * 3))
         given = ", ".join(dataset.classes[1:])
@@ -236,7 +240,7 @@ def open_dataset(
             f"{dataset.name}: the annotations hold no object, so there is no class; give a label file"
         )
     if given is not None and not dataset.num_objects:
-        _check_labels(dataset)
+        _check_labels(dataset, split)
     return dataset
 
 

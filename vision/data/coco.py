@@ -71,7 +71,7 @@ def _looks_like_coco(path: Path) -> bool:
     """Whether a JSON file has COCO's keys near its beginning or end."""
     if _OTHER_TASKS.match(path.name):
         return False
-    if path.name.endswith(".coco.json"):
+    if path.name.endswith(".coco.json") or path.name.startswith("instances_"):
         return True
     try:
         with path.open("rb") as file:

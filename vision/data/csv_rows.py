@@ -88,8 +88,14 @@ def _header(path: Path) -> Dict[str, int]:
             first = file.readline(1 << 16)
     except OSError:
         return {}
-    encoding = "utf-16" if first[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    return _columns(first.decode(encoding, "replace").strip("\r\n\0"))
+    wide = first[:2] in (b"\xff\xfe", b"\xfe\xff")
+    # A line of UTF-16 was cut in the middle of its line feed.
+    line = (
+        first[: len(first) // 2 * 2].decode("utf-16", "replace")
+        if wide
+        else first.decode("utf-8-sig", "replace")
+    )
+    return _columns(line.strip("\r\n"))
 
 
 def _csv_files(folder: Path) -> List[Path]:

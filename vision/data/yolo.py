@@ -36,7 +36,7 @@ from vision.errors import UserError
 YAML_SUFFIXES = (".yaml", ".yml")
 CLASS_FILES = ("classes.txt", "labels/classes.txt", "obj.names", "labels.txt")
 PART_KEYS = ("train", "val", "valid", "test")
-LARGEST_YAML = 1 << 20
+LARGEST_YAML = 1 << 18
 DEEPEST_YAML = 20
 
 Source = Tuple[Path, ...]
@@ -66,7 +66,7 @@ def read_yaml(path: Path) -> Dict[str, Any]:
     """A YAML file as mappings, lists and texts. Raises UserError for one that is not a mapping, or unsafe."""
     text = read_text(path)
     if len(text) > LARGEST_YAML:
-        raise UserError(f"{path}: is over 1 MB; a data.yaml is a few lines")
+        raise UserError(f"{path}: is over 256 KB; a data.yaml is a few lines")
     try:
         import yaml
     except ImportError:
@@ -91,8 +91,6 @@ def read_yaml(path: Path) -> Dict[str, Any]:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: {short(str(error))}; not YAML") from None
-    except RecursionError:
-        raise UserError(f"{path}: nested too deeply to be a data.yaml") from None
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: holds {short(loaded)}, not `train:`, `val:` and `names:`")
     return loaded
