@@ -259,3 +259,26 @@ def test_as_a_command(shapes, tmp_path):
         words, cwd=str(ROOT), capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0 and "Written" in done.stdout, done.stderr
+
+
+COMMANDS = [
+    line.split()[3:]
+    for page in sorted((ROOT / "docs").glob("*.md"))
+    for line in page.read_text(encoding="utf-8").splitlines()
+    if line.startswith("python -m vision.data ")
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_the_commands_of_the_pages_are_understood(words, monkeypatch):
+    class Parsed(Exception):
+        pass
+
+    parse = cli.parse
+
+    def only_parse(*arguments, **more):
+        raise Parsed(parse(*arguments, **more))
+
+    monkeypatch.setattr(cli, "parse", only_parse)
+    with pytest.raises(Parsed):
+        command.main(words)
