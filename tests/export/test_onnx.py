@@ -99,6 +99,24 @@ def test_every_net_at_every_opset(name, lively):
                 assert [each.name for each in node.attribute] == ["alpha"] or opset < 14
 
 
+def test_every_opset(lively):
+    """Those between as well, on the net with the most kinds of operators."""
+    net = lively("mb3-small-ssd-lite", size=(96, 128))
+    spec = trained_on(net)
+    blob, expected = preprocessed(spec, painted(1)), run_torch(net, spec, painted(1))
+    plan = Plan(exporter="torchscript")
+    module = wrap(net, plan.form, spec, spec, False, 0.45, 200)
+    graph = graphs.read_graph(traced(module, example(spec, plan), plan.outputs, plan))
+    graphs.simplify(graph)
+    for opset in range(9, 24):
+        model = graphs.written(graph, opset, frozenset(), plan.outputs)
+        assert graphs.opset_of(model) == opset and model.ir_version == graphs.IR_VERSIONS[opset]
+        onnx.checker.check_model(model, full_check=True)
+        found = run(model, blob)
+        for output, truth in zip(plan.outputs, expected):
+            np.testing.assert_allclose(found[output], truth, atol=1e-4, rtol=0, err_msg=f"{output}, {opset}")
+
+
 @pytest.mark.parametrize("name, options", [("mb3-small-ssd-lite", {}), ("vgg16-ssd", {"conv4_3_norm": "l2"})])
 def test_both_exporters_draw_the_same_graph(name, options, lively):
     """The two that have the most to be rewritten: averages and HardSwish; rounding pools and the L2 norm."""
