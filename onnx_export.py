@@ -7,9 +7,10 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from vision import cli
 from vision.cli import option
+from vision.data import open_dataset
 from vision.data.images import read_image
 from vision.errors import UserError
-from vision.export import accuracy, tensorrt
+from vision.export import accuracy, qat, tensorrt
 from vision.export.bundle import write_bundle
 from vision.export.onnx import EXPORTERS, TARGETS, Exported, Plan, export
 from vision.export.publish import NO, YES, publish
@@ -70,6 +71,7 @@ class ExportOptions(PrecisionOptions):
         metavar="DIR",
     )
     engine: bool = option(False, "also build a TensorRT engine for this machine's GPU (see docs/jetson.md)")
+    qat: int = option(0, "first fine-tune for so many epochs with INT8 rounding, on the data set of --calib")
     bundle: str = option("", "also write a deployment folder here", metavar="DIR")
     picture: str = option(
         "", "test picture of the bundle (default: of the data of --verify, else painted)", metavar="FILE"
@@ -85,7 +87,9 @@ class ExportOptions(PrecisionOptions):
         chosen = [name for name in ("raw", "nms", "uint8") if getattr(self, name)]
         if len(chosen) > 1:
             raise UserError(f"--{chosen[0]} and --{chosen[1]} exclude each other")
-        for name in ("width", "height", "opset", "oversample"):
+        if self.qat and not self.calib:
+            raise UserError("--qat trains on annotated images: name their data set with --calib")
+        for name in ("width", "height", "opset", "oversample", "qat"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name} {getattr(self, name)} is below 0")
         self.size()
@@ -160,6 +164,9 @@ class ExportOptions(PrecisionOptions):
 def main(argv: Optional[Sequence[str]] = None) -> int:
     options = cli.parse(ExportOptions, argv, DESCRIPTION, EPILOG)
     source = options.source()
+    if options.qat:
+        data = qat.matching_dataset(open_dataset([options.calib], "train"), source.classes)
+        source.net = qat.fine_tune(source.net, source.input, data, options.qat, say=print)
     output = options.output_file(source)
     height, width = source.input.size
     print(f"Model: {source.path} ({source.net.spec.name}, {width} x {height}, {len(source.classes)} classes)")

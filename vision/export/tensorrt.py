@@ -60,7 +60,7 @@ class PrecisionOptions:
     """How exact an exported net computes, and on which images that is judged. Shared by the scripts that export."""
 
     precision: str = option(
-        "", "fp32, fp16, int8, fp8, or auto: INT8 as far as the accuracy allows", choices=("", *PRECISIONS)
+        "", "fp32, fp16, int8, fp8, or auto: INT8 as far as the accuracy allows", choices=PRECISIONS
     )
     calib: str = option("", "folder of images, or a data set, for INT8 and FP8", metavar="DIR")
     accuracy: float = option(0.99, "share of the float32 mAP that must be left; 0 takes everything")
