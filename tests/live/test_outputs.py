@@ -149,7 +149,7 @@ def test_a_film_opens_even_when_the_program_was_killed(live, tmp_path, suffix):
 
 
 @pytest.mark.parametrize(
-    "size, inside", [((48, 64), (48, 64)), ((24, 32), (48, 64)), ((480, 64), (48, 6)), ((1, 1), (48, 48))]
+    "size, inside", [((48, 64), (48, 64)), ((24, 32), (48, 64)), ((480, 64), (48, 6)), ((2, 2), (48, 48))]
 )
 def test_fit_keeps_the_aspect_ratio(size, inside):
     frame = fit(np.full((*size, 3), 255, np.uint8), (48, 64))

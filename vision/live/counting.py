@@ -257,12 +257,12 @@ def draw_counts(picture: np.ndarray, plan: Plan, counts: Mapping[str, Mapping[st
     height, width = picture.shape[:2]
     scale = plan.scale((height, width))
     thick = max(1, round(min(height, width) / 300))
-    size = max(0.35, min(height, width) / 900)
+    size = max(0.4, min(height, width) / 800)
     for zone in plan.zones:
         corners = zone.corners * scale
         _stroke(picture, corners, thick, closed=True)
         words = f"{zone.name}: {counts[zone.name]['inside']} ({counts[zone.name]['entered']})"
-        _write(picture, words, corners.min(axis=0) + [0, -4 * thick], size)
+        _write(picture, words, corners.min(axis=0), size)
     for line in plan.lines:
         start, end = line.ends * scale
         _stroke(picture, np.array([start, end]), thick)
@@ -274,7 +274,7 @@ def draw_counts(picture: np.ndarray, plan: Plan, counts: Mapping[str, Mapping[st
         _stroke(picture, np.array([foot, tip]), thick)
         _stroke(picture, np.array([tip + (along - across) * wing, tip, tip - (along + across) * wing]), thick)
         words = f"{line.name}: in {counts[line.name]['in']} out {counts[line.name]['out']}"
-        _write(picture, words, np.minimum(start, end) + [4 * thick, -4 * thick], size)
+        _write(picture, words, start if start[1] > end[1] else end, size)
     return picture
 
 
@@ -286,9 +286,13 @@ def _stroke(picture: np.ndarray, points: np.ndarray, thick: int, closed: bool = 
 
 
 def _write(picture: np.ndarray, text: str, place: np.ndarray, size: float) -> None:
+    """On a dark plate whose lower left corner is at `place`, moved into the picture where it can be."""
     text = text.encode("ascii", "replace").decode("ascii")
-    (width, height), _ = cv2.getTextSize(text, _FONT, size, 1)
-    x = int(np.clip(place[0], 2, max(2, picture.shape[1] - width - 2)))
-    y = int(np.clip(place[1], height + 2, max(height + 2, picture.shape[0] - 4)))
-    cv2.putText(picture, text, (x, y), _FONT, size, _EDGE, 4, cv2.LINE_AA)
-    cv2.putText(picture, text, (x, y), _FONT, size, COLOUR, 1, cv2.LINE_AA)
+    (width, height), below = cv2.getTextSize(text, _FONT, size, 1)
+    pad = max(2, height // 2)
+    wide, high = width + 2 * pad, height + below + pad
+    left = int(np.clip(place[0], 0, max(0, picture.shape[1] - wide)))
+    top = int(np.clip(place[1] - high, 0, max(0, picture.shape[0] - high)))
+    cv2.rectangle(picture, (left, top), (left + wide - 1, top + high - 1), _EDGE, cv2.FILLED)
+    where = (left + pad, top + pad // 2 + height)
+    cv2.putText(picture, text, where, _FONT, size, COLOUR, 1, cv2.LINE_AA)

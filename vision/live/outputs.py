@@ -33,6 +33,9 @@ CODECS = {
 }
 """Of films, best first. OpenCV from PyPI has no encoder for avc1 (H.264), that of a board may."""
 
+LARGEST = {"MJPG": 16384, "avc1": 8192, "mp4v": 8190, "XVID": 8190, "VP80": 16382, "VP90": 16384}
+"""Pixels of a side that a codec takes; asked for more, OpenCV 4.5 crashes instead of saying no."""
+
 LIVE_RATE = 25.0
 """Frames a second in the film of a source that does not say."""
 
@@ -190,8 +193,8 @@ class _Writer:
 def _open_film(path: Path, rate: float, size: Tuple[int, int]) -> Any:
     """A cv2.VideoWriter that is open. Raises UserError."""
     height, width = size
-    for codec in CODECS.get(path.suffix.lower(), ("mp4v",)):
-        if codec == "avc1" and not _encodes_h264():
+    for codec in CODECS[path.suffix.lower()]:
+        if max(size) > LARGEST[codec] or (codec == "avc1" and not _encodes_h264()):
             continue
         writer = cv2.VideoWriter(str(path), fourcc(codec), rate, (width, height))
         if writer.isOpened():

@@ -89,7 +89,7 @@ Follow = Callable[[Result], Result]
 """Adds tracks and counts to a result, or changes its detections. One for each source; keeps state."""
 
 Annotate = Callable[[np.ndarray, Result], np.ndarray]
-"""Draws more into the picture of a result."""
+"""Draws more into the picture (its own copy) of a result, below the boxes."""
 
 
 class Pipeline:
@@ -434,5 +434,6 @@ def draw(result: Result, annotate: Optional[Annotate] = None) -> np.ndarray:
     names = found.names
     if result.tracks is not None:
         names = [f"{name} #{track}" if track else name for name, track in zip(names, result.tracks)]
-    picture = draw_boxes(result.frame.image, found.boxes, names, list(found.scores), list(found.labels))
-    return annotate(picture, result) if annotate else picture
+    # Names stay legible on top of what is drawn besides.
+    image = annotate(result.frame.image.copy(), result) if annotate else result.frame.image
+    return draw_boxes(image, found.boxes, names, list(found.scores), list(found.labels))
