@@ -410,6 +410,15 @@ def test_without_tensorrt_it_is_said_what_to_install(monkeypatch, tmp_path):
         runner.library("torch")
 
 
+def test_a_file_of_that_name_is_not_taken_for_it(monkeypatch, tmp_path):
+    (tmp_path / "tensorrt_rtx.py").write_text("'somebody has called his script so'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    hide(monkeypatch, "tensorrt")
+    monkeypatch.delitem(sys.modules, "tensorrt_rtx", raising=False)
+    with pytest.raises(UserError, match="tensorrt_rtx.py is called so and is not it"):
+        runner.library("tensorrt_rtx")
+
+
 def test_a_broken_installation_is_told_from_none(monkeypatch, tmp_path):
     (tmp_path / "tensorrt_rtx.py").write_text("raise ImportError('libnvinfer.so.10: cannot open')\n")
     monkeypatch.syspath_prepend(tmp_path)

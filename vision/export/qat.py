@@ -166,13 +166,15 @@ def _train(
             logits, locations = net(to_blob(batch, spec))
             loss = sum(criterion(logits, locations, labels, targets))
             if not torch.isfinite(loss):
-                raise UserError(f"the loss is {float(loss)} in epoch {epoch} of --qat; is the net trained?")
+                raise UserError(
+                    f"the loss is {float(loss.detach())} in epoch {epoch} of --qat; is the net trained?"
+                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), 10.0)
             optimizer.step()
             schedule.step()
-            total += float(loss)
+            total += float(loss.detach())
         say(f"fine-tuning with rounding, epoch {epoch + 1} of {epochs}: loss {total / len(batches):.4f}")
 
 

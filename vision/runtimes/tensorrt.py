@@ -61,7 +61,10 @@ def library(name: str = "") -> Any:
     broken = ""
     for package in wanted:
         try:
-            return importlib.import_module(package)
+            module = importlib.import_module(package)
+            if hasattr(module, "Runtime"):
+                return module
+            broken = f"{getattr(module, '__file__', package)} is called so and is not it"
         except ModuleNotFoundError as error:
             if error.name != package:
                 broken = f"{package}: {error}"
