@@ -75,20 +75,24 @@ def clip(boxes: np.ndarray, size: Tuple[float, float]) -> np.ndarray:
 # --- non-maximum suppression --------------------------------------------------------------------------------
 
 
+_PLANE = 1 << 15
+"""Numbers in one plane of pairwise overlaps: so many stay in the cache, and are worth a call."""
+
+
 def _overlaps(boxes: np.ndarray, iou_threshold: float) -> np.ndarray:
-    """Which corner boxes (K, 4) have an IoU above the threshold with which: bool (K, K)."""
-    # One plane per coordinate and in-place arithmetic: the K x K planes stay in the cache.
-    x1, y1, x2, y2 = (np.ascontiguousarray(boxes[:, i]) for i in range(4))
+    """Which corner boxes (L, K, 4) of a list have an IoU above the threshold with which: bool (L, K, K)."""
+    # One plane per coordinate and in-place arithmetic: the planes stay in the cache.
+    x1, y1, x2, y2 = (np.ascontiguousarray(boxes[..., i]) for i in range(4))
     areas = np.maximum(x2 - x1, 0) * np.maximum(y2 - y1, 0)
-    inter = np.minimum(x2[:, None], x2)
-    inter -= np.maximum(x1[:, None], x1)
+    inter = np.minimum(x2[:, :, None], x2[:, None])
+    inter -= np.maximum(x1[:, :, None], x1[:, None])
     np.maximum(inter, 0, out=inter)
-    height = np.minimum(y2[:, None], y2)
-    height -= np.maximum(y1[:, None], y1)
+    height = np.minimum(y2[:, :, None], y2[:, None])
+    height -= np.maximum(y1[:, :, None], y1[:, None])
     np.maximum(height, 0, out=height)
     inter *= height
     # inter / union > t without the division, which would be 0 / 0 for boxes without area
-    limit = np.add(areas[:, None], areas, out=height)
+    limit = np.add(areas[:, :, None], areas[:, None], out=height)
     limit -= inter
     limit *= iou_threshold
     return inter > limit
@@ -107,10 +111,17 @@ def suppress(boxes: np.ndarray, iou_threshold: float, lengths: Optional[np.ndarr
     """
     lists, count, _ = boxes.shape
     keep = np.ones((lists, count), bool)
+    if lengths is None:
+        lengths = np.full(lists, count)
     overlaps = np.zeros((count, lists, count), bool)
-    for i in range(lists):
-        length = count if lengths is None else int(lengths[i])
-        overlaps[:length, i, :length] = _overlaps(boxes[i, :length], iou_threshold)
+    together = max(1, _PLANE // max(count * count, 1))
+    for start in range(0, lists, together):
+        several = slice(start, start + together)
+        length = int(lengths[several].max())
+        found = _overlaps(boxes[several, :length], iou_threshold)
+        looked_at = np.arange(length) < lengths[several, None]
+        found &= looked_at[:, :, None] & looked_at[:, None]
+        overlaps[:length, several, :length] = found.transpose(1, 0, 2)
     # The greedy rule is sequential in a list, but all lists take the same step at once.
     for i in range(count - 1):
         keep[:, i + 1 :] &= ~(overlaps[i, :, i + 1 :] & keep[:, i : i + 1])
