@@ -12,6 +12,7 @@ from vision.live import sources as module
 from vision.live.sources import (
     CaptureOptions,
     Film,
+    InTime,
     Live,
     OneAfterAnother,
     Paced,
@@ -231,6 +232,29 @@ def test_gstreamer_gives_frames():
     source.close()
 
 
+def test_a_pipeline_that_cannot_start(monkeypatch):
+    if not has_gstreamer():
+        pytest.skip("this OpenCV has no GStreamer")
+    monkeypatch.setattr(module, "OPEN_TIMEOUT", 1.0)
+    with pytest.raises(UserError, match="GStreamer cannot start this pipeline"):
+        open_source("nosuchelement ! video/x-raw").open()
+
+
+def test_what_does_not_open_in_time_is_not_open():
+    go, tries = threading.Event(), []
+
+    def connect():
+        tries.append(1)
+        go.wait(20)
+        return "capture"
+
+    patient = InTime(connect, 0.05)
+    assert not patient().isOpened() and not patient().isOpened() and len(tries) == 1
+    go.set()
+    patient.seconds = 20
+    assert patient() == "capture"
+
+
 @pytest.mark.parametrize("word", ["7", "/dev/video7", "v4l2:///dev/video7"])
 def test_a_camera_that_is_not_there(word):
     with pytest.raises(UserError, match="no camera can be opened as /dev/video7|camera 7"):
@@ -341,6 +365,18 @@ def test_a_camera_unplugged_and_plugged_in_again(monkeypatch):
     threading.Timer(0.2, lambda: setattr(Unplugged, "plugged", True)).start()
     assert source.read() is not None
     assert source.losses == 1
+
+
+def test_a_source_that_comes_and_goes_is_tried_less_and_less_often(monkeypatch):
+    monkeypatch.setattr(module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(module, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(Unplugged, "plugged", True)
+    source = Live("camera", Unplugged)
+    source.open()
+    waits = []
+    monkeypatch.setattr(source._stopped, "wait", waits.append)
+    assert all(source.read() is not None for _ in range(10))
+    assert waits == [0.01, 0.02, 0.04, 0.05]
 
 
 def test_giving_up(monkeypatch):

@@ -36,6 +36,9 @@ OPEN_TIMEOUT, READ_TIMEOUT = 8.0, 8.0
 FIRST_WAIT, LONGEST_WAIT = 0.25, 5.0
 """Seconds between two tries to reach a lost source; they double."""
 
+STABLE = 10.0
+"""Seconds after which a source counts as back for good, and the wait begins anew when it is lost again."""
+
 CUT_SHORT = 0.05
 """A film that ends before this share of the frames its header promises is said to be damaged."""
 
@@ -337,7 +340,8 @@ class Live(Source):
         self.losses = 0
         self._capture: Optional[Capture] = None
         self._stopped = threading.Event()
-        self._begin = 0.0
+        self._begin = self._since = 0.0
+        self._wait = FIRST_WAIT
 
     def open(self) -> None:
         self._stopped.clear()
@@ -347,11 +351,11 @@ class Live(Source):
             raise UserError(f"{self.name}: {self.missing}")
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate = rate if math.isfinite(rate) and 1 <= rate <= 240 else 0.0
-        self._begin = time.monotonic()
+        self._begin = self._since = time.monotonic()
+        self._wait = FIRST_WAIT
 
     def read(self) -> Optional[Grab]:
         lost_at = None
-        wait = FIRST_WAIT
         while not self._stopped.is_set():
             capture = self._capture
             ok, image = capture.read() if capture is not None else (False, None)
@@ -359,20 +363,23 @@ class Live(Source):
             if ok and image is not None:
                 if lost_at is not None:
                     log.warning("%s: is back after %.1f s", self.name, now - lost_at)
+                    self._since = now
                 return Grab(as_rgb_frame(image), now - self._begin)
             if self._stopped.is_set():
                 break
             if lost_at is None:
                 lost_at = now
                 self.losses += 1
+                if now - self._since > STABLE:
+                    self._wait = FIRST_WAIT
                 log.warning("%s: lost; trying to reach it again", self.name)
             if self.give_up and now - lost_at > self.give_up:
                 raise UserError(f"{self.name}: did not come back within {self.give_up:g} s")
             if capture is not None:
                 capture.release()
                 self._capture = None
-            self._stopped.wait(wait)
-            wait = min(2 * wait, LONGEST_WAIT)
+            self._stopped.wait(self._wait)
+            self._wait = min(2 * self._wait, LONGEST_WAIT)
             if not self._stopped.is_set():
                 self._capture = self.connect()
         self._release()
@@ -561,7 +568,36 @@ def _gstreamer(name: str, pipeline: str, options: CaptureOptions) -> Source:
     if not has_gstreamer():
         raise UserError(f"{name}: {WITHOUT_GSTREAMER}")
     missing = f"GStreamer cannot start this pipeline (try it with gst-launch-1.0): {pipeline}"
-    return Live(name, lambda: cv2.VideoCapture(pipeline, cv2.CAP_GSTREAMER), options.give_up, missing)
+    connect = InTime(lambda: cv2.VideoCapture(pipeline, cv2.CAP_GSTREAMER), OPEN_TIMEOUT)
+    return Live(name, connect, options.give_up, missing)
+
+
+class InTime:
+    """Opens a capture, or gives one that is not open when that takes too long.
+
+    GStreamer waits for ever for a pipeline whose first element is missing. Such a try goes on in its thread; as long
+    as it does, there is no other.
+    """
+
+    def __init__(self, connect: Callable[[], Capture], seconds: float) -> None:
+        self.connect = connect
+        self.seconds = seconds
+        self._thread: Optional[threading.Thread] = None
+        self._found: List[Capture] = []
+
+    def __call__(self) -> Capture:
+        if self._thread is None:
+            self._found = []
+            self._thread = threading.Thread(target=self._open, name="opening", daemon=True)
+            self._thread.start()
+        self._thread.join(self.seconds)
+        if self._thread.is_alive():
+            return cv2.VideoCapture()
+        self._thread = None
+        return self._found.pop() if self._found else cv2.VideoCapture()
+
+    def _open(self) -> None:
+        self._found.append(self.connect())
 
 
 WITHOUT_GSTREAMER = (
