@@ -32,7 +32,7 @@ demo: $(READY)
 	$(BIN)/python train_ssd.py --data $(DEMO)/shapes --model-dir $(DEMO)/model --net mb1-ssd --resolution 200 \
 		--num_epochs 24 --validation_epochs 6
 	head -n 12 $(DEMO)/shapes/ImageSets/Main/test.txt | sed 's|.*|$(DEMO)/shapes/JPEGImages/&.jpg|' \
-		| xargs $(BIN)/python run_ssd_example.py $(DEMO)/model/best.pth --output $(DEMO)/pictures > $(DEMO)/detections.txt
+		| xargs $(BIN)/python run_ssd_example.py $(DEMO)/model/best.pth --threshold 0.3 --output $(DEMO)/pictures > $(DEMO)/detections.txt
 	$(BIN)/python eval_ssd.py --trained_model $(DEMO)/model/best.pth --dataset $(DEMO)/shapes \
 		--eval_dir $(DEMO)/eval_results
 	@echo
