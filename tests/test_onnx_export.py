@@ -212,3 +212,43 @@ def test_help_says_every_flag(capsys):
     flags = "--net --input --output --labels --width --height --batch-size --model-dir --opset --target"
     for flag in [*flags.split(), "--dynamic_batch", "--raw", "--nms", "--uint8", "--verify", "--bundle"]:
         assert flag in said
+
+
+# --- precision and engines ----------------------------------------------------------------------------------
+
+
+def test_half_precision_is_a_second_file(run_dir, capsys):
+    assert call(run_dir / "best.pth", "--verify", "false", "--precision", "fp16") == 0
+    assert "FP16: accuracy not measured" in capsys.readouterr().out
+    whole, half = run_dir / "best.onnx", run_dir / "best-fp16.onnx"
+    assert half.stat().st_size < 0.6 * whole.stat().st_size
+    assert (read_card(whole).precision, read_card(half).precision) == ("fp32", "fp16")
+    image = painted(1)[0]
+    a, b = (open_detector(path).detect(image, 0.1) for path in (whole, half))
+    assert abs(len(a) - len(b)) <= 0.1 * len(a) + 2
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--precision", "int8"], "int8 needs images to find its scales with: --calib"),
+        (["--precision", "int8", "--calib", "nowhere"], "nowhere: no such folder"),
+        (["--precision", "int8", "--calib", "models"], "holds no image"),
+        (["--precision", "fp16", "--target", "detectnet"], "detectNet wants a float32 file"),
+        (["--qat", "2"], "--qat trains on annotated images"),
+        (["--accuracy", "99"], "it is a share, 0.99 for 99 %"),
+    ],
+)
+def test_precision_that_cannot_be_had(arguments, message, run_dir, capsys):
+    assert call(run_dir / "best.pth", "--verify", "false", *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not list(run_dir.glob("*-*.onnx"))
+
+
+def test_an_engine_without_tensorrt(run_dir, capsys, monkeypatch):
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr("vision.runtimes.tensorrt.SYSTEM_FOLDERS", ())
+    assert call(run_dir / "best.pth", "--verify", "false", "--engine") == 2
+    assert "TensorRT is not installed" in capsys.readouterr().err
+    assert (run_dir / "best.onnx").exists() and not list(run_dir.glob("*.engine*"))
