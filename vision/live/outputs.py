@@ -405,7 +405,7 @@ class Window(Output):
         assert result.picture is not None
         title = self.sources[result.frame.source].name
         if title not in self._shown:
-            cv2.namedWindow(title, cv2.WINDOW_NORMAL)
+            cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
             height, width = result.picture.shape[:2]
             scale = min(1.0, 1280 / width, 720 / height)
             cv2.resizeWindow(title, round(width * scale), round(height * scale))
