@@ -245,6 +245,11 @@ BOMBS = [
     ("yolo", Path("labels/train/p0.txt"), b"0 " + b"0.5 " * 100_001),
     ("csv", Path("train_labels.csv"), b'filename,class,xmin,ymin,xmax,ymax\n"' + b"x" * 300_000),
     ("open_images", Path("sub-train-annotations-bbox.csv"), b"x" * 2_000_000),
+    (
+        "open_images",
+        Path("sub-train-annotations-bbox.csv"),
+        b"ImageID,ImageID,XMin,XMax,YMin,YMax,ClassName\na,b,0,1,0,1\n",
+    ),
 ]
 
 

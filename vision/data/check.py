@@ -31,7 +31,7 @@ from vision.data.labels import read_labels, suggest, with_background
 from vision.data.reach import NETS, Reach, best_iou, priors_of, reach, stacked
 from vision.data.sample import Dataset, Finding, Sample
 from vision.errors import UserError
-from vision.spec import ALIASES, parse_resolution
+from vision.spec import parse_resolution
 
 PARTS = ("train", "val", "test")
 TESTED = ("val", "test")
@@ -416,9 +416,10 @@ def _find_boxes(report: Report) -> None:
 def _find_reach(report: Report) -> None:
     """Sizes of objects that the priors hardly reach."""
     question = report.question
-    if ALIASES.get(question.net, question.net) not in NETS:
-        return  # a net of somebody's own; nothing is known of its priors here
-    priors = priors_of(question.net, question.size)
+    try:
+        priors = priors_of(question.net, question.size)
+    except UserError:
+        return  # the command line refuses these; a training does so in its own words, or has a net of its own
     at = f"{question.net} at {question.size[1]} x {question.size[0]}"
     for name, dataset in report.parts.items():
         report.best[name] = best_iou(boxes_as_fractions(dataset), priors)

@@ -216,6 +216,7 @@ class _Table:
         self.column = column_numbers(
             path, ("ImageID", *BOX_COLUMNS, "LabelName" if self.full else "ClassName")
         )
+        self.width = 1 + max(self.column.values())  # a name may be there twice
         self.names = read_class_names(path.parent / CLASSES_FILE) if self.full else {}
 
     def rows(self) -> Iterator[Tuple[int, List[str]]]:
@@ -239,8 +240,7 @@ class _Table:
 
     def class_names(self) -> Set[str]:
         """The classes that occur."""
-        width = len(self.column)
-        return {self.class_name(row) for _, row in self.rows() if len(row) >= width} - {""}
+        return {self.class_name(row) for _, row in self.rows() if len(row) >= self.width} - {""}
 
 
 def read_open_images(
@@ -325,7 +325,7 @@ def _read_objects(table: _Table, dataset: Dataset) -> Tuple[Dict[str, List[_Obje
         dataset.findings.append(Finding(code, str(table.path), f"line {number}", value[:80], action))
 
     for number, row in table.rows():
-        if len(row) < len(table.column):
+        if len(row) < table.width:
             report("bad-row", number, ",".join(row), "dropped; fields are missing")
             continue
         name = table.class_name(row)

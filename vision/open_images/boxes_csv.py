@@ -145,7 +145,7 @@ class _RowParser:
     def copy(self, line: bytes, target: BinaryIO, result: Filtered) -> str:
         """Write the row if it is to be kept. Returns what is wrong with it, or ""."""
         row = fields(line)
-        if len(row) < len(self.column):
+        if len(row) <= max(self.column.values()):
             return "fields are missing"
         image_id, mid = row[self.column["ImageID"]], row[self.column["LabelName"]]
         if mid not in self.names:
@@ -230,5 +230,5 @@ def check_whole(path: Path) -> None:
         file.seek(max(path.stat().st_size - (1 << 16), 0))
         tail = file.read()
     last = tail.rstrip(b"\r\n").split(b"\n")[-1]
-    if len(fields(last)) < len(column):
+    if len(fields(last)) <= max(column.values()):
         raise UserError(f"{path}: its last row is cut: {last[:80]!r}")

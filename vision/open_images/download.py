@@ -532,6 +532,6 @@ def _attribution_rows(path: Path, split: str, there: Set[str]) -> List[List[str]
         # The id stands first and without quotes; a title may hold anything.
         if line.split(b",", 1)[0] in wanted:
             row = fields(line)
-            if len(row) >= len(column):
+            if len(row) > max(column.values()):
                 rows.append([row[column[name]] if name in column else "" for name in ATTRIBUTION_COLUMNS])
     return rows
