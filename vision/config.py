@@ -125,7 +125,9 @@ class TrainConfig:
             self._check(name, value is None or value >= 0, "must not be below 0")
         self._check("ema", 0 <= self.ema < 1 or self.ema == -1, "must be at least 0 and below 1, or -1")
         self._check("repeat_factor", 0 <= self.repeat_factor <= 1, "must be at least 0 and at most 1")
-        self._check("repeat_factor", not (self.repeat_factor and self.balance_data), "not with --balance_data")
+        self._check(
+            "repeat_factor", not (self.repeat_factor and self.balance_data), "not with --balance_data"
+        )
         self._check("lr", self.lr is None or self.lr > 0, "must be above 0")
         for name in ("base_net_lr", "extra_layers_lr"):
             value = getattr(self, name)
