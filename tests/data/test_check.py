@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from vision.boxes import centers_to_corners, iou
-from vision.data import open_dataset, precheck
+from vision.data import FORMATS, open_dataset, precheck
 from vision.data.check import Options, Question, examine, main, told
 from vision.data.content import jpeg_end, kind_of, look, near_pairs, png_end
 from vision.data.findings import CODES, SEVERITIES, severity, table
@@ -231,6 +231,15 @@ def test_the_module_is_a_command(whole):
     for command in (words, [sys.executable, "-c", code, *words[4:]]):
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 0 and json.loads(done.stdout)["counts"]["error"] == 0, done.stderr
+
+
+def test_what_was_looked_for_is_told_whole(tmp_path, capsys):
+    for number in range(8):
+        (tmp_path / f"{'something else ' * 4}{number}.txt").write_text("")
+    assert main([str(tmp_path)]) == 1
+    words = capsys.readouterr().out
+    for known in FORMATS:
+        assert f"{known.name}: {known.shows}" in words
 
 
 def test_json_to_a_file_and_many_findings(whole, tmp_path, capsys):

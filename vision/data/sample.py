@@ -11,11 +11,13 @@ IGNORED = -1
 
 
 LONGEST_TOLD = 300
+LONGEST_REFUSAL = 4000
+"""Of "cannot-open": its value is no text of the data but the whole message, with what was looked for."""
 
 
-def _cut(text: str) -> str:
-    half = LONGEST_TOLD // 2
-    return text if len(text) <= LONGEST_TOLD else f"{text[:half]}...{text[-half:]}"
+def _cut(text: str, longest: int = LONGEST_TOLD) -> str:
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Finding:
 
     def told(self) -> str:
         """Without the code; long values (a file may hold anything) are cut."""
-        file, where, value, action = map(_cut, (self.file, self.where, self.value, self.action))
+        file, where, action = map(_cut, (self.file, self.where, self.action))
+        value = _cut(self.value, LONGEST_REFUSAL if self.code == "cannot-open" else LONGEST_TOLD)
         return f"{file}{': ' if where else ''}{where}{': ' if value else ''}{value} -> {action}"
 
 
