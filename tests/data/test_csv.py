@@ -176,6 +176,19 @@ def test_a_missing_column_is_named(root):
         open_dataset(root, "train", "csv")
 
 
+@pytest.mark.parametrize("typo, meant", [("xmn", "xmin"), ("klass", "class"), ("file_nam", "filename")])
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_misspelt_column_is_named(root, typo, meant, beside):
+    """Left out silently, "there is no split train" would be all that anybody hears."""
+    if beside:
+        text(root / "test_labels.csv", HEAD + ROW)
+    text(root / "train_labels.csv", HEAD.replace(meant, typo) + ROW)
+    with pytest.raises(UserError, match=f"train_labels.csv: line 1: no column '{meant}', but '{typo}'"):
+        open_dataset(root, "train")
+    text(root / "train_labels.csv", "picture,tag,left,xmn\n")  # a table of something else
+    assert is_csv(root) == beside
+
+
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(content=st.text(alphabet=st.sampled_from("a.jpgct,\"';0123456789-e\n\r\x00é/\\"), max_size=150))
 def test_whatever_the_rows_are(root, content):

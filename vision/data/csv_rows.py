@@ -18,9 +18,10 @@ no-rows            images beside the CSV that no row names (one finding for all)
 """
 
 import csv
+import difflib
 import io
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from vision.data.annotations import (
     Annotation,
@@ -98,15 +99,35 @@ def _header(path: Path) -> Dict[str, int]:
     return _columns(line.strip("\r\n"))
 
 
+def _misspelt(columns: Iterable[str]) -> Dict[str, str]:
+    """Needed column that is missing -> the one that stands for it; empty unless that explains all that are missing."""
+    there = set(columns)
+    others = {name.replace("_", ""): name for name in columns if name not in COLUMNS}
+    near: Dict[str, str] = {}
+    missing = [name for name in NEEDED if name not in there]
+    if len(missing) > len(NEEDED) // 2:
+        return {}  # a table of something else
+    for name in missing:
+        matches = difflib.get_close_matches(name, others, n=1, cutoff=0.7)
+        if not matches:
+            return {}
+        near[name] = others.pop(matches[0])
+    return near
+
+
 def _csv_files(folder: Path) -> List[Path]:
+    """Those with the columns, and those in which some of them are misspelt."""
     if not folder.is_dir():
         return []
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".csv" and path.is_file())
-    return [path for path in files if set(NEEDED) <= set(_header(path))]
+    headers = {path: _header(path) for path in files}
+    return [path for path in files if set(NEEDED) <= set(headers[path]) or _misspelt(headers[path])]
 
 
 def find_files(root: Path) -> Dict[str, Path]:
-    """Part, as written ("train", "valid", "") -> CSV file. May be empty. Raises UserError for two of one part."""
+    """Part, as written ("train", "valid", "") -> CSV file. May be empty. Raises UserError for two of one part,
+    and for a file in which columns are misspelt: left out silently, its part would seem not to be there.
+    """
     groups = []
     if root.is_dir():
         shared = ("annotations", "data", "labels")
@@ -117,6 +138,10 @@ def find_files(root: Path) -> Dict[str, Path]:
     named = next((group for group in groups if group), [])
     found: Dict[str, Path] = {}
     for part, path in named:
+        wrong = _misspelt(_header(path))
+        if wrong:
+            told = ", ".join(f"no column {name!r}, but {other!r}" for name, other in wrong.items())
+            raise UserError(f"{path}: line 1: {told}; did you mean {', '.join(wrong)}? Rename in the header")
         if part in found:
             raise UserError(
                 f"{path} and {found[part]} both annotate {part or 'everything'}; move one of them away"
@@ -269,7 +294,7 @@ def read_csv(root: Path, split: str, classes: Optional[Sequence[str]] = None, se
     read = {part: _annotations(root, files[part], named[files[part].path]) for part in wanted}
     findings = [finding for part in wanted for finding in files[part].findings]
     annotations = joined(read)
-    if wanted == [""]:
+    if wanted == [""] and split not in raw:  # asked for by its own name, it is given whole
         reason = f"{files[''].path.name} holds everything"
         annotations, note = drawn(annotations, root, reason, split, seed)
         findings.append(note)
