@@ -10,13 +10,15 @@ from vision.cli import option
 from vision.data import open_dataset
 from vision.data.images import read_image
 from vision.errors import UserError
-from vision.export import accuracy, qat, tensorrt
-from vision.export.bundle import write_bundle
-from vision.export.onnx import EXPORTERS, TARGETS, Exported, Plan, export
-from vision.export.publish import NO, YES, publish
-from vision.export.source import Source, best_checkpoint, open_source
-from vision.export.tensorrt import PrecisionOptions
 from vision.spec import parse_resolution
+
+with cli.needs("export"):
+    from vision.export import accuracy, qat, tensorrt
+    from vision.export.bundle import write_bundle
+    from vision.export.onnx import EXPORTERS, TARGETS, Exported, Plan, export
+    from vision.export.publish import NO, YES, publish
+    from vision.export.source import Source, best_checkpoint, open_source
+    from vision.export.tensorrt import PrecisionOptions
 
 DESCRIPTION = "Write a trained net as one ONNX file that carries its labels, size and normalisation."
 EPILOG = """A MODEL is a checkpoint of train_ssd.py, bare weights (with --net and --labels, where they cannot be

@@ -5,8 +5,10 @@ import sys
 from typing import Optional, Sequence
 
 from vision import cli
-from vision.config import TrainConfig
-from vision.engine import find_resumed, fit
+
+with cli.needs("train"):
+    from vision.config import TrainConfig
+    from vision.engine import find_resumed, fit
 
 DESCRIPTION = "Train an SSD on photographs with boxes. A run needs nothing but --data DIR."
 

@@ -1,5 +1,6 @@
 """Flags from a dataclass, and errors as exit codes."""
 
+import importlib
 from dataclasses import dataclass
 from typing import List, Optional
 
@@ -117,3 +118,12 @@ def test_a_defect_of_ours_keeps_its_traceback():
 def test_the_code_of_main_is_the_scripts():
     assert cli.run(lambda argv: 3, []) == 3
     assert cli.run(lambda argv: None, []) == 0
+
+
+def test_a_missing_package_is_a_line(capsys):
+    with pytest.raises(SystemExit) as ended, cli.needs("export"):
+        importlib.import_module("no_such_package")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: this needs no_such_package: pip install '.[export]'\n"
+    with pytest.raises(ModuleNotFoundError), cli.needs("export"):  # a fault of ours
+        importlib.import_module("vision.no_such_module")

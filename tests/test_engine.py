@@ -229,6 +229,36 @@ def test_a_run_does_not_change_its_optimiser(options):
         train(options, resume="last", optimizer="adamw")
 
 
+def test_a_run_does_not_change_its_net(options):
+    train(options, num_epochs=1)
+    with pytest.raises(UserError, match="is a run with --net mb3-small-ssd-lite, not vgg16-ssd"):
+        find_resumed({**options, "resume": "last", "net": "vgg16-ssd"})
+
+
+def test_a_second_run_loses_nothing_of_the_first(options, caplog):
+    train(options, num_epochs=1)
+    folder = Path(options["checkpoint_folder"])
+    first = checkpoints.load(folder / "best.pth").state
+    with caplog.at_level("INFO"):
+        train(options, num_epochs=1, seed=5)
+    assert "holds an earlier run" in caplog.text
+    same(first, checkpoints.load(folder / "earlier-1" / "best.pth").state)
+    train(options, num_epochs=1, seed=6)
+    assert (folder / "earlier-2" / "log.csv").is_file() and (folder / "best.pth").is_file()
+
+
+def test_a_finished_run_says_so(options, caplog):
+    train(options, num_epochs=1)
+    with caplog.at_level("INFO"):
+        train(options, resume="last", num_epochs=1)
+    assert "nothing is left to do: 1 epochs are done" in caplog.text
+
+
+def test_data_that_are_elsewhere(options, tmp_path):
+    with pytest.raises(UserError, match=r"no such folder; name the data set with --data DIR"):
+        train({**options, "datasets": [str(tmp_path / "nowhere")]})
+
+
 def test_rates_and_decay_of_the_parts(options):
     config = TrainConfig(**options, base_net_lr=0.001, extra_layers_lr=0.002)
     net = build(config.net, 7, config.size())

@@ -12,12 +12,13 @@ or `--flag False`. A list takes several values. Checks belong in the dataclass's
 """
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import os
 import sys
 import typing
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
 
 from vision.errors import UserError
 
@@ -150,6 +151,22 @@ def parse(
 ) -> Options:
     """An instance of the dataclass."""
     return options(**parse_given(options, argv, description, epilog))
+
+
+@contextlib.contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Round the imports of a script: a package that is not installed is said in a line, with exit code 2.
+
+    Args:
+        extra: of this project, that brings it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.split(".")[0] == "vision":
+            raise
+        print(f"error: this needs {error.name}: pip install '.[{extra}]'", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
 
 
 def run(

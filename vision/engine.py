@@ -33,7 +33,7 @@ from vision.loader import Batch, EpochBatches, make_loader, to_blob
 from vision.loss import MultiBoxLoss
 from vision.matching import match
 from vision.precision import pick_device, pick_precision
-from vision.record import Record
+from vision.record import Record, set_aside
 from vision.schedule import Schedule
 from vision.spec import InputSpec
 from vision.ssd import SSD, Deployed, build
@@ -53,6 +53,10 @@ BAD_STEPS_IN_A_ROW = 10
 
 def open_data(config: TrainConfig) -> Tuple[Dataset, Dataset]:
     """Training and validation sets under one numbering of classes; what is wrong in them is logged."""
+    for root in config.datasets:
+        if not Path(root).expanduser().exists():
+            whose = " (the run that is resumed was started elsewhere)" if config.resume else ""
+            raise UserError(f"{root}: no such folder{whose}; name the data set with --data DIR")
     labels = read_labels(config.labels) if config.labels else None
     how: Dict[str, Any] = {"strict": config.strict, "groups": config.groups}
     train = open_dataset(config.datasets, "train", config.dataset_type, labels=labels, **how)
@@ -378,6 +382,14 @@ class Trainer:
     def fit(self) -> Outcome:
         """Train to the last epoch, or until a signal."""
         config = self.config
+        if self.progress.epoch >= config.num_epochs:
+            log.info(
+                "nothing is left to do: %d epochs are done; go on with a larger --num_epochs",
+                self.progress.epoch,
+            )
+            return Outcome(self.validation, self.progress.best)
+        if not self.record.resuming:
+            set_aside(config.folder)
         self._write_labels()
         log.info(
             "%s at %d x %d (width x height), %d classes, %s; %d images in %d steps an epoch",
@@ -715,7 +727,16 @@ def find_resumed(config_values: Dict[str, Any]) -> Tuple[TrainConfig, Optional[C
     if found is None or found.training is None:
         log.info("%s holds weights only: a new run starts from them", asked)
         return TrainConfig(**config_values), None
-    return TrainConfig.from_dict({**found.training["config"], **config_values}), found
+    before = found.training["config"]
+    config = TrainConfig.from_dict({**before, **config_values})
+    for name in ("net", "mb2_width_mult", "conv4_3_norm", "resolution"):
+        now = getattr(config, name)
+        if before.get(name, now) != now:
+            raise UserError(
+                f"{asked} is a run with --{name} {before[name] or 'as the net has it'}, not {now}. Resume without "
+                f"--{name}, or start a new run in another --checkpoint_folder."
+            )
+    return config, found
 
 
 def fit(config: TrainConfig, resumed: Optional[Checkpoint] = None) -> Outcome:

@@ -21,6 +21,26 @@ def read_log(path: Path) -> List[Row]:
         ]
 
 
+OF_A_RUN = ("best.pth", "last.pth", "log.csv", "curves.png")
+"""What each run writes under the same name."""
+
+
+def set_aside(folder: Path) -> Optional[Path]:
+    """Move what an earlier run left in a folder to `earlier-1` in it (or -2, ...), and say so; None without one."""
+    left = [folder / name for name in OF_A_RUN if (folder / name).is_file()]
+    if not left:
+        return None
+    number = 1
+    while (folder / f"earlier-{number}").exists():
+        number += 1
+    place = folder / f"earlier-{number}"
+    place.mkdir()
+    for path in left:
+        path.replace(place / path.name)
+    log.info("%s holds an earlier run: its %s are in %s now", folder, ", ".join(p.name for p in left), place)
+    return place
+
+
 class Record:
     """`log.csv` and `curves.png` in a run's folder, one row an epoch.
 
@@ -30,6 +50,7 @@ class Record:
     """
 
     def __init__(self, folder: Path, resuming: bool = False) -> None:
+        self.resuming = resuming
         self.path = folder / "log.csv"
         self.picture = folder / "curves.png"
         self.rows = read_log(self.path) if resuming else []

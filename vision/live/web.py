@@ -317,6 +317,8 @@ class WebView(Output):
                 except asyncio.TimeoutError:
                     request.transport.abort()
                     break
+                except ConnectionError:  # the viewer has left
+                    break
         return response
 
     def _admitted(self) -> "_Place":

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 BUCKET = "open-images-dataset"
 REGION = "us-east-1"
-INSTALL = 'boto3 is not installed; pip install "vision[openimages]"'
+INSTALL = 'boto3 is not installed; pip install ".[openimages]"'
 BLOCK = 1 << 16
 # The bucket's images have at most 1024 pixels a side; anything near this is something else.
 LARGEST = 1 << 28

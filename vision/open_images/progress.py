@@ -64,7 +64,7 @@ class Bars(Progress):
         try:
             from tqdm import tqdm
         except ImportError as error:
-            raise UserError('tqdm is not installed; pip install "vision[openimages]"') from error
+            raise UserError('tqdm is not installed; pip install ".[openimages]"') from error
         self._tqdm = tqdm
         self._bar: Any = None
         self._started = 0.0

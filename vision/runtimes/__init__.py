@@ -83,10 +83,13 @@ def open_detector(
     Raises UserError when the file is missing, no runtime reads it or the runtime is not installed.
     """
     path = find_pair(path).predict if is_pair(path) else Path(path)
+    if path.is_dir():
+        best = path / "best.pth"
+        raise UserError(f"{path}: is a folder, not a model{f'; name {best}' if best.is_file() else ''}")
     name = choose_runtime(path, runtime)
     chosen = RUNTIMES[name]
     if not path.is_file():
-        raise UserError(f"{path}: {'is a folder, not a model' if path.is_dir() else 'no such file'}")
+        raise UserError(f"{path}: no such file")
     try:
         module = importlib.import_module(f"vision.runtimes.{chosen.module}")
         if not hasattr(module, "library"):  # which finds its package itself, under several names
