@@ -112,6 +112,15 @@ def test_one_file_for_everything_is_divided(tmp_path):
         open_dataset(tmp_path, "holdout")
 
 
+def test_one_file_of_any_name_is_divided(tmp_path):
+    images = [image(number, f"{number}.jpg") for number in range(10)]
+    write(tmp_path / "annotations/instances_mine.json", images, [thing(on=number) for number in range(10)])
+    for number in range(10):
+        picture(tmp_path / f"images/{number}.jpg")
+    train, test = open_dataset(tmp_path, "train"), open_dataset(tmp_path, "test")
+    assert (len(train), len(test)) == (8, 2) and codes(train) == codes(test) == ["random-split"]
+
+
 def test_two_files_of_one_part_are_refused(root):
     write(root / "annotations/train.json", [], [])
     with pytest.raises(UserError, match="both annotate train"):

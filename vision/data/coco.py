@@ -323,7 +323,7 @@ def read_coco(root: Path, split: str, classes: Optional[Sequence[str]] = None, s
         read[part] = list(_annotations(file, folders))
         findings += file.findings
     annotations = joined(read)
-    if wanted == [""]:
+    if wanted == [""] and split not in raw:  # asked for by its own name, it is given whole
         reason = f"{files[''].path.name} holds everything"
         annotations, note = drawn(annotations, root, reason, split, seed)
         findings.append(note)

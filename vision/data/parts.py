@@ -32,6 +32,11 @@ def canonical(name: str) -> str:
     return _CANONICAL.get(word, name)
 
 
+def is_whole(name: str) -> bool:
+    """Whether a file that is alone holds everything: it is called like no usual part ("mine" as well as "all")."""
+    return name.lower() in UNNAMED or canonical(name) not in _NAMES
+
+
 def choose(split: str, there: Sequence[str], place: Path) -> List[str]:
     """Which of the parts that are there a split takes.
 
@@ -88,9 +93,10 @@ def drawn_note(root: Path, reason: str, split: str, seed: int, count: int, total
 def by_part(files: Dict[str, Path]) -> Dict[str, Path]:
     """Name as written -> file; the same under canonical names ("" for one that holds everything).
 
+    One file alone holds everything unless its name is that of a usual part.
     Where two names mean the same ("val" and "valid") both stay as they are written.
     """
-    if len(files) == 1 and next(iter(files)).lower() in UNNAMED:
+    if len(files) == 1 and is_whole(next(iter(files))):
         return {"": next(iter(files.values()))}
     names = [canonical(name) for name in files]
     found = {

@@ -46,7 +46,7 @@ import numpy as np
 from vision.data.annotations import LARGEST_NUMBER, Verdict, judge, size_as_read
 from vision.data.images import SUFFIXES, Broken, Size, check_image, split_suffix
 from vision.data.labels import read_labels, read_text, suggest, with_background
-from vision.data.parts import DRAWN, draw, drawn_note, in_order
+from vision.data.parts import DRAWN, canonical, draw, drawn_note, in_order, is_whole
 from vision.data.sample import Dataset, Finding, Sample
 from vision.errors import UserError
 
@@ -57,6 +57,10 @@ PathLike = Union[str, Path]
 CLASS_FILES = ("labels.txt", "labelmap.txt")
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+_OF_ONE_CLASS = re.compile(r"_(train|val|trainval|test)$")
+"""VOC's lists for one class: "cat_train.txt"."""
 
 
 class _Object(NamedTuple):
@@ -262,7 +266,9 @@ def voc_parts(root: PathLike) -> List[str]:
     """
     folder = Path(root) / "ImageSets" / "Main"
     there = sorted(path.stem for path in folder.glob("*.txt")) if folder.is_dir() else []
-    plain = [name for name in there if not re.search(r"_(train|val|trainval|test)$", name)] or there
+    if _lone_list(Path(root)) is not None:
+        return []
+    plain = [name for name in there if not _OF_ONE_CLASS.search(name)] or there
     if "trainval" in plain:
         unused = ("train", "val") if "test" in plain or not {"train", "val"} <= set(plain) else ("trainval",)
         plain = [name for name in plain if name not in unused]
@@ -285,8 +291,19 @@ def _check_root(root: Path) -> None:
         raise UserError(f"{root}: not a VOC tree, it has no folder {' and no folder '.join(missing)}{hint}")
 
 
-def _choose_split(root: Path, split: str) -> Optional[Path]:
-    """The split file for "train", "test" or an explicit name; None when the root has no split files."""
+def _lone_list(root: Path) -> Optional[Path]:
+    """The only split file, where its name is that of no part: it lists everything (not CVAT's default.txt)."""
+    folder = root / "ImageSets" / "Main"
+    there = sorted(folder.glob("*.txt")) if folder.is_dir() else []
+    if len(there) != 1 or there[0].stem.lower() == "default" or _OF_ONE_CLASS.search(there[0].stem):
+        return None
+    return there[0] if is_whole(there[0].stem) else None
+
+
+def _choose_split(root: Path, split: str, whole: Optional[Path] = None) -> Optional[Path]:
+    """The split file for "train", "test" or an explicit name; None when there are none, and for parts of `whole`."""
+    if whole is not None and canonical(split) in DRAWN:
+        return None
     folder = root / "ImageSets" / "Main"
     there = sorted(path.stem for path in folder.glob("*.txt")) if folder.is_dir() else []
     if not there:
@@ -341,8 +358,14 @@ def _read_split(path: Path, known: Dict[str, Path], findings: List[Finding]) -> 
 
 def _stems(root: Path, split: str, known: Dict[str, Path], seed: int, findings: List[Finding]) -> List[str]:
     """Images of a split, in its order."""
-    path = _choose_split(root, split)
-    if path is None:
+    whole = _lone_list(root)
+    path = whole if whole is not None and whole.stem == split else _choose_split(root, split, whole)
+    if path is None and whole is not None:
+        listed = _read_split(whole, known, findings)
+        stems = draw(listed, split, seed)
+        reason = f"ImageSets/Main holds {whole.name} alone"
+        findings.append(drawn_note(root, reason, split, seed, len(stems), len(listed)))
+    elif path is None:
         everything = sorted(set(known) | set(_list_images(root / "JPEGImages")))
         if split not in DRAWN:
             raise UserError(
