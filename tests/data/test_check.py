@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -231,6 +232,42 @@ def test_the_module_is_a_command(whole):
     for command in (words, [sys.executable, "-c", code, *words[4:]]):
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 0 and json.loads(done.stdout)["counts"]["error"] == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["voc", "coco", "yolo"])
+def test_training_without_an_object(sets, tmp_path, capsys, kind):
+    pictures = sets.sound()
+    for picture in pictures:
+        picture.things.clear()
+    root = tmp_path / "none"
+    root.mkdir()
+    sets.WholeSet(kind, root).write(pictures)
+    if kind == "yolo":
+        shutil.rmtree(root / "labels")
+    assert main([str(root)]) == 1
+    words = capsys.readouterr().out
+    with pytest.raises(UserError, match="6 images to train on, and not one object") as caught:
+        open_dataset(root, "train")
+    assert "no-objects x 1" in words and "unused-class" not in words and "did you mean" not in words
+    for told_by in (words, str(caught.value)):
+        assert str(root) in told_by and (kind != "yolo" or str(root / "labels/train/p0.txt") in told_by)
+    assert len(open_dataset(root, "test")) == 3  # to test on, it may be
+
+
+@pytest.mark.parametrize("kind", ["voc", "coco", "csv"])
+def test_a_part_of_any_name_is_divided(sets, tmp_path, kind):
+    root = tmp_path / "set"
+    root.mkdir()
+    pictures = sets.sound()
+    for picture in pictures:
+        picture.part = "mine"
+    sets.WholeSet(kind, root).write(pictures)
+    report = examine(Question([root]))
+    assert [finding.code for finding in report.findings if severity(finding) != "warning"][
+        0
+    ] == "random-split"
+    assert len(report.parts["train"]) == 7 and len(report.parts["test"]) == 2 and report.exit_code() == 0
+    assert len(open_dataset(root, "mine")) == 9 and "not divided" in open_dataset(root, "train").recognised[0]
 
 
 def test_what_was_looked_for_is_told_whole(tmp_path, capsys):

@@ -176,6 +176,16 @@ def test_a_missing_column_is_named(root):
         open_dataset(root, "train", "csv")
 
 
+@pytest.mark.parametrize("name", ["mine.csv", "mine_labels.csv", "annotations/mine.csv"])
+def test_one_file_of_any_name_is_divided(tmp_path, name):
+    text(tmp_path / name, HEAD + "".join(ROW.replace("a.jpg", f"{n}.jpg") for n in range(10)))
+    for n in range(10):
+        picture(tmp_path / f"images/{n}.jpg")
+    train, test = open_dataset(tmp_path, "train"), open_dataset(tmp_path, "test")
+    assert (len(train), len(test)) == (8, 2) and codes(train) == codes(test) == ["random-split"]
+    assert csv_parts(tmp_path) == [] and len(open_dataset(tmp_path, "mine")) == 10
+
+
 @pytest.mark.parametrize("typo, meant", [("xmn", "xmin"), ("klass", "class"), ("file_nam", "filename")])
 @pytest.mark.parametrize("beside", [False, True])
 def test_a_misspelt_column_is_named(root, typo, meant, beside):

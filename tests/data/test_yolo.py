@@ -54,8 +54,10 @@ def test_a_whole_set_has_no_findings(root):
 def test_without_labels_it_is_an_image_without_objects(root, content):
     label = root / "labels/train/train.txt"
     label.unlink() if content is None else label.write_text(content)
+    picture(root / "images/train/other.jpg")
+    text(root / "labels/train/other.txt", ROW)
     dataset = open_dataset(root, "train", strict=True)
-    assert len(dataset) == 1 and dataset.num_objects == 0
+    assert {s.id: len(s.labels) for s in dataset.samples} == {"train": 0, "other": 1}
 
 
 # --- the YAML -----------------------------------------------------------------------------------------------

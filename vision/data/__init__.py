@@ -14,9 +14,10 @@ from vision.data.coco import coco_parts, is_coco, read_coco
 from vision.data.csv_rows import csv_parts, is_csv, read_csv
 from vision.data.labels import read_labels, suggest, with_background
 from vision.data.open_images import GROUP_RULES, is_open_images, open_images_parts, read_open_images
+from vision.data.parts import canonical
 from vision.data.sample import Dataset, Finding, Sample
 from vision.data.voc import is_voc, read_voc, voc_parts
-from vision.data.yolo import is_yolo, read_yolo, yolo_parts
+from vision.data.yolo import is_yolo, read_yolo, told_labels, yolo_parts
 from vision.errors import UserError
 
 __all__ = ["Dataset", "Finding", "Sample", "open_dataset", "summary"]
@@ -181,6 +182,12 @@ def _check_labels(dataset: Dataset, split: str) -> None:
         )
 
 
+def without_objects(samples: Sequence[Sample], kinds: Sequence[str]) -> str:
+    """What is said of a training part without a single object; `kinds` are the formats of its roots."""
+    places = told_labels([sample.path for sample in samples]) if set(kinds) == {"yolo"} else ""
+    return f"{len(samples)} images to train on, and not one object in them{places}"
+
+
 def open_dataset(
     roots: Union[PathLike, Sequence[PathLike]],
     split: str,
@@ -205,7 +212,7 @@ def open_dataset(
             nothing else is.
 
     Raises UserError for a missing or unknown root, for a split without a single sample, for data without a
-    single class, and in strict mode for any fault, naming them.
+    single class, for a training part without a single object, and in strict mode for any fault, naming them.
     """
     several = [roots] if isinstance(roots, (str, Path)) else list(roots)
     paths = [Path(root).expanduser() for root in several]
@@ -241,6 +248,9 @@ def open_dataset(
         )
     if given is not None and not dataset.num_objects:
         _check_labels(dataset, split)
+    if canonical(split) in ("train", "trainval") and not dataset.num_objects:
+        told = without_objects(dataset.samples, [known.name for known in formats])
+        raise UserError(f"{' '.join(map(str, paths))}: {told}\n{summary(dataset)}")
     return dataset
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from vision import cli
 from vision.boxes import iou
-from vision.data import format_of
+from vision.data import format_of, without_objects
 from vision.data.content import KINDS, Look, look, near_pairs
 from vision.data.findings import CODES, ERROR, NOTE, SEVERITIES, WARNING, severity
 from vision.data.images import SUFFIXES, split_suffix
@@ -472,6 +472,12 @@ def _find_classes(report: Report) -> None:
     if report.parts and len(report.classes) < 2:
         action = "training refuses it; give a label file"
         report.findings.append(Finding("no-objects", file, "", "no object, so no class", action))
+        return
+    train = report.parts.get("train")
+    if train is not None and train.samples and not train.num_objects:
+        value = without_objects(train.samples, report.kinds)
+        report.findings.append(Finding("no-objects", file, "train", value, "training refuses it"))
+        return  # that each class is without objects says no more
     counts = {name: objects_of_classes(dataset) for name, dataset in report.parts.items() if dataset.samples}
     if not counts:
         return

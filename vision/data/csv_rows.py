@@ -108,7 +108,7 @@ def _misspelt(columns: Iterable[str]) -> Dict[str, str]:
     if len(missing) > len(NEEDED) // 2:
         return {}  # a table of something else
     for name in missing:
-        matches = difflib.get_close_matches(name, others, n=1, cutoff=0.7)
+        matches = difflib.get_close_matches(name, others, n=1, cutoff=0.75)
         if not matches:
             return {}
         near[name] = others.pop(matches[0])

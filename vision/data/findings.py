@@ -50,7 +50,10 @@ CODES: Dict[str, Code] = {
     ),
     "empty-set": Code(ERROR, "a part without one usable image", "refused", "no copy of it"),
     "no-objects": Code(
-        ERROR, "the annotations hold no object and no label file names a class", "refused", "no copy"
+        ERROR,
+        "the training part has images, but not one object, or nothing names a class",
+        "refused",
+        "as read; no copy without a class",
     ),
     "random-split": Code(
         NOTE,

@@ -12,7 +12,7 @@ IGNORED = -1
 
 LONGEST_TOLD = 300
 LONGEST_REFUSAL = 4000
-"""Of "cannot-open": its value is no text of the data but the whole message, with what was looked for."""
+"""Of "cannot-open" and "no-objects": their value is no text of the data but a message, with what was looked for."""
 
 
 def _cut(text: str, longest: int = LONGEST_TOLD) -> str:
@@ -44,7 +44,9 @@ class Finding:
     def told(self) -> str:
         """Without the code; long values (a file may hold anything) are cut."""
         file, where, action = map(_cut, (self.file, self.where, self.action))
-        value = _cut(self.value, LONGEST_REFUSAL if self.code == "cannot-open" else LONGEST_TOLD)
+        value = _cut(
+            self.value, LONGEST_REFUSAL if self.code in ("cannot-open", "no-objects") else LONGEST_TOLD
+        )
         return f"{file}{': ' if where else ''}{where}{': ' if value else ''}{value} -> {action}"
 
 

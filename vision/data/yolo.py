@@ -285,8 +285,8 @@ def _tell_apart(found: List[Tuple[str, Path]]) -> List[Tuple[str, Path]]:
     return found
 
 
-def _label_file(image: Path) -> Optional[Path]:
-    """The labels of an image: below `labels` where it lies below `images`, else beside it."""
+def label_places(image: Path) -> List[Path]:
+    """Where the labels of an image may be: below `labels` where it lies below `images`, else beside it."""
     parts = image.parts
     places = []
     for position in range(len(parts) - 2, -1, -1):
@@ -294,7 +294,24 @@ def _label_file(image: Path) -> Optional[Path]:
             places.append(Path(*parts[:position], "labels", *parts[position + 1 :]).with_suffix(".txt"))
             break
     places.append(image.with_suffix(".txt"))
-    return next((place for place in places if is_file(place)), None)
+    return places
+
+
+def _label_file(image: Path) -> Optional[Path]:
+    return next((place for place in label_places(image) if is_file(place)), None)
+
+
+def told_labels(images: Sequence[Path]) -> str:
+    """How many images have a label file, and where they were looked for; for data without a single object."""
+    if not images:
+        return ""
+    count = sum(_label_file(image) is not None for image in images)
+    if count:
+        return (
+            f"; {count} of {len(images)} images have a label file, the others count as images without objects"
+        )
+    places = " and ".join(str(place) for place in label_places(images[0]))
+    return f"; not one image has a label file: those of {images[0].name} were looked for at {places}"
 
 
 def _object(line: str, number: int, layout: _Layout) -> Optional[Object]:
