@@ -1,5 +1,6 @@
 """open_images_downloader.py as users run it: flags, exit codes, Ctrl-C, a full disk, and on to the data set."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -114,7 +115,12 @@ def test_a_partial_failure_is_exit_code_3_and_a_second_run_completes(
 def test_an_interrupt_leaves_whole_images_and_true_tables(root: Path, front: Any, number: int) -> None:
     front.latency = 0.3  # a busy machine may be late with the signal
     process = subprocess.Popen(
-        command(root, front, "--num_workers", "2"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(root, front, "--num_workers", "2"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that run in the background of a shell inherit an ignored SIGINT.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while len(list(root.glob("train/*.jpg"))) < 3 and time.monotonic() < deadline:
