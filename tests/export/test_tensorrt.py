@@ -26,6 +26,8 @@ from vision.export.verify import painted
 fcntl = pytest.importorskip("fcntl")  # the lock below
 pytest.importorskip("onnxruntime")
 
+pytestmark = pytest.mark.timeout(1800)  # whoever comes first makes an environment
+
 ROOT = Path(__file__).parents[2]
 CLASSES = ("BACKGROUND", "disc", "square", "star")
 PLAN = b"a plan of the fake"

@@ -282,6 +282,40 @@ def test_stop_from_another_thread(live):
     assert not [thread for thread in threading.enumerate() if thread.name in ("network", "draw", "capture 0")]
 
 
+class OneThreads(Source):
+    """A film that takes long to decode; remembers which threads did what, and whether it was disturbed."""
+
+    name = "one thread's"
+
+    def __init__(self):
+        self.threads, self.reading, self.disturbed = {}, threading.Event(), False
+        self.closed = threading.Event()
+
+    def read(self):
+        self.threads["read"] = threading.current_thread().name
+        self.reading.set()
+        time.sleep(0.1)
+        self.disturbed |= self.closed.is_set()
+        self.reading.clear()
+        return Grab(np.zeros((8, 8, 3), np.uint8), 0.0)
+
+    def close(self):
+        self.threads["close"] = threading.current_thread().name
+        self.disturbed |= self.reading.is_set()
+        self.closed.set()
+
+
+def test_a_source_is_closed_by_the_thread_that_reads_it(live):
+    # OpenCV crashes, or waits for ever, where a capture is released while it reads.
+    source = OneThreads()
+    pipeline = live.make_pipeline([source], [Collector()])
+    with live.Running(pipeline):
+        assert source.reading.wait(20)
+        pipeline.stop()
+    assert source.closed.wait(20)
+    assert source.threads == {"read": "capture 0", "close": "capture 0"} and not source.disturbed
+
+
 def test_stop_during_a_pause(live):
     output = Collector()
     pipeline = live.make_pipeline([Looping(live)], [output])

@@ -307,7 +307,7 @@ def test_fourcc():
 def test_a_stream_that_dies_and_returns(live, camera, caplog, monkeypatch):
     monkeypatch.setattr(module, "FIRST_WAIT", 0.05)
     first = camera()
-    source = open_source(first.address)
+    source = open_source(first.address, CaptureOptions(give_up=60))
     source.open()
     assert source.live and source.read().image.shape == (96, 128, 3)
     first.switch_off()
@@ -390,12 +390,12 @@ def test_giving_up(monkeypatch):
             source.read()
 
 
-def test_closing_ends_the_wait_for_a_lost_camera(monkeypatch):
+def test_stopping_ends_the_wait_for_a_lost_camera(monkeypatch):
     monkeypatch.setattr(Unplugged, "plugged", True)
     source = Live("camera", Unplugged)
     source.open()
     monkeypatch.setattr(Unplugged, "plugged", False)
-    threading.Timer(0.1, source.close).start()
+    threading.Timer(0.1, source.stop).start()
     assert [source.read() for _ in range(3)][-1] is None
 
 

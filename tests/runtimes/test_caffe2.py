@@ -29,6 +29,8 @@ pytest.importorskip("google.protobuf")
 export = pytest.importorskip("vision.export.onnx")
 caffe2 = pytest.importorskip("vision.export.caffe2")
 
+pytestmark = pytest.mark.timeout(1800)  # whoever comes first makes an environment
+
 ROOT = Path(__file__).parents[2]
 VERSION = "3.9"
 PINS = [

@@ -22,6 +22,8 @@ from vision.spec import InputSpec
 fcntl = pytest.importorskip("fcntl")  # the lock below
 pytest.importorskip("onnxruntime")
 
+pytestmark = pytest.mark.timeout(1800)  # whoever comes first makes an environment
+
 ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = ROOT / ".envs"
 CLASSES = ("BACKGROUND", "cat", "dog", "bird")

@@ -202,7 +202,7 @@ class Pipeline:
             for link in (self._ready, self._raw, self._found, *self._to_output):
                 link.close()
             for source in self.sources:
-                source.close()
+                source.stop()
             for thread in stages + writers:
                 thread.join()
             end = monotonic() + FAREWELL

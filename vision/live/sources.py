@@ -66,6 +66,9 @@ class Grab(NamedTuple):
 class Source:
     """Gives frames, one after the other.
 
+    One thread opens, reads and closes it: OpenCV crashes, or hangs, where a capture is released under the hands of
+    another that reads. Only `stop` may come from elsewhere.
+
     Attributes:
         name: for people; holds no password.
         live: see the head of this file.
@@ -85,8 +88,11 @@ class Source:
         """The next frame; None at the end. Raises UserError when it breaks."""
         raise NotImplementedError
 
+    def stop(self) -> None:
+        """Wake a `read` that waits for a lost camera, or for its time; from any thread."""
+
     def close(self) -> None:
-        """Let go of it. May be called from another thread, while `read` waits."""
+        """Let go of it."""
 
 
 class Film(Source):
@@ -248,6 +254,10 @@ class OneAfterAnother(Source):
             self._begin()
         return None
 
+    def stop(self) -> None:
+        for part in self.parts:
+            part.stop()
+
     def close(self) -> None:
         for part in self.parts:
             part.close()
@@ -276,6 +286,9 @@ class Repeated(Source):
                 return None
         self._time = self._offset + grab.time
         return grab._replace(time=self._time)
+
+    def stop(self) -> None:
+        self.source.stop()
 
     def close(self) -> None:
         self.source.close()
@@ -313,8 +326,11 @@ class Paced(Source):
             self._stopped.wait(min(wait, 5.0))
         return grab
 
-    def close(self) -> None:
+    def stop(self) -> None:
         self._stopped.set()
+        self.source.stop()
+
+    def close(self) -> None:
         self.source.close()
 
 
@@ -382,17 +398,15 @@ class Live(Source):
             self._wait = min(2 * self._wait, LONGEST_WAIT)
             if not self._stopped.is_set():
                 self._capture = self.connect()
-        self._release()
         return None
 
-    def _release(self) -> None:
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def close(self) -> None:
         capture, self._capture = self._capture, None
         if capture is not None:
             capture.release()
-
-    def close(self) -> None:
-        # The capture belongs to the thread that reads: releasing it under its hands would crash OpenCV.
-        self._stopped.set()
 
 
 # --- from words to sources ----------------------------------------------------------------------------------
@@ -456,18 +470,7 @@ def open_source(word: str, options: CaptureOptions = CaptureOptions()) -> Source
         return _gstreamer("GStreamer pipeline", pipeline, options)
     scheme = re.match(r"([a-z][a-z0-9+.-]+)://", word, re.IGNORECASE)
     if scheme and scheme.group(1).lower() != "file":
-        if scheme.group(1).lower() not in (
-            "rtsp",
-            "rtsps",
-            "http",
-            "https",
-            "rtmp",
-            "rtmps",
-            "udp",
-            "rtp",
-            "srt",
-            "tcp",
-        ):
+        if scheme.group(1).lower() not in STREAMS:
             raise UserError(
                 f"{without_password(word)}: sources of the kind {scheme.group(1)}:// are not known"
             )
