@@ -5,19 +5,18 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set
+from typing import Any, Dict, List, Optional, Sequence, Set
 
 import numpy as np
 
 from vision import cli
-from vision.caffe2_net import is_pair
 from vision.cli import option
 from vision.data.images import SUFFIXES, read_image
 from vision.data.sheets import write_image
 from vision.detector import NMS_METHODS, Detections, Detector
 from vision.drawing import draw_boxes
 from vision.errors import UserError
-from vision.runtimes import RUNTIMES, open_detector
+from vision.runtimes import RUNTIMES, ModelArguments, model_arguments, open_detector
 
 DESCRIPTION = "Find objects on photographs."
 USAGE = "run_ssd_example.py MODEL IMAGE...   or   run_ssd_example.py NET MODEL LABELS IMAGE..."
@@ -55,19 +54,10 @@ class ExampleOptions:
             raise UserError(f"--batch_size {self.batch_size} is below 1")
 
 
-class Job(NamedTuple):
-    """What the positional arguments say."""
-
-    model: str
-    images: List[str]
-    net: Optional[str] = None
-    labels: Optional[str] = None
-
-
 def main(argv: Optional[Sequence[str]] = None) -> int:
     options = cli.parse(ExampleOptions, argv, DESCRIPTION, EPILOG)
     job = parse_job(options.arguments)
-    images = find_images(job.images)
+    images = find_images(job.others)
     outputs = name_outputs(images, options.output)
     detector = open_detector(
         job.model,
@@ -91,20 +81,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     return cli.EXIT_USER_ERROR if len(results) < len(images) else 0
 
 
-def parse_job(arguments: Sequence[str]) -> Job:
-    """Tell the two forms apart: the first argument is a model file, or the name of a net."""
+def parse_job(arguments: Sequence[str]) -> ModelArguments:
+    """Tell the two forms apart."""
     if len(arguments) < 2:
         raise UserError(f"a model and an image are needed. Usage: {USAGE}")
-    first = Path(arguments[0])
-    suffixes = {suffix for line in RUNTIMES.values() for suffix in line.suffixes}
-    # "mb1-ssd" may be the name of a net, and what the two files of one in Caffe2 begin with.
-    pair = is_pair(first) and Path(arguments[1]).suffix.lower() not in suffixes
-    if first.is_file() or first.suffix.lower() in suffixes or pair:
-        return Job(arguments[0], list(arguments[1:]))
-    if len(arguments) < 4:
-        raise UserError(f"{first} is no model file; as the name of a net it needs more. Usage: {USAGE}")
-    net, model, labels, *images = arguments
-    return Job(model, images, net, labels)
+    return model_arguments(arguments, 1, USAGE)
 
 
 def find_images(arguments: Sequence[str]) -> List[Path]:

@@ -11,7 +11,7 @@ from vision.checkpoint import Checkpoint, save
 from vision.data.labels import write_labels
 from vision.detector import Detector
 from vision.errors import UserError
-from vision.runtimes import Runtime, choose_runtime, open_detector
+from vision.runtimes import Runtime, choose_runtime, model_arguments, open_detector
 from vision.runtimes.pytorch import TorchRun, fold_norms
 from vision.spec import net_names
 from vision.ssd import Deployed, build
@@ -209,3 +209,14 @@ def test_counts_at_the_lowest_threshold(predictor):
     np.testing.assert_allclose(
         sums, numbers[f"{name}/hard_default/score_sum_per_class"], rtol=0.01, atol=0.02
     )
+
+
+def test_a_name_may_be_a_net_or_a_pair(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="mb1-ssd is no model file"):
+        model_arguments(["mb1-ssd"], 0, "")
+    for half in ("init", "predict"):
+        (tmp_path / f"mb1-ssd_{half}_net.pb").write_bytes(b"")
+    assert model_arguments(["mb1-ssd", "film.mp4"], 0, "") == ("mb1-ssd", ["film.mp4"], None, None)
+    older = ["mb1-ssd", "mb1.pth", "labels.txt", "film.mp4"]
+    assert model_arguments(older, 0, "") == ("mb1.pth", ["film.mp4"], "mb1-ssd", "labels.txt")

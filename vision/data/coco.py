@@ -37,7 +37,7 @@ from vision.data.annotations import (
 )
 from vision.data.labels import read_labels, with_background
 from vision.data.locate import ImageFolders, image_folders, inside, part_of
-from vision.data.parts import by_part, choose
+from vision.data.parts import by_part, choose, one_file_each
 from vision.data.sample import Dataset, Finding
 from vision.errors import UserError
 
@@ -105,14 +105,7 @@ def find_files(root: Path) -> Dict[str, Path]:
             [(part_of(path.stem), path) for path in _json_files(root)],
         ]
     named = next((group for group in groups if group), [])
-    found: Dict[str, Path] = {}
-    for part, path in named:
-        if part in found:
-            raise UserError(
-                f"{path} and {found[part]} both annotate {part or 'everything'}; move one of them away"
-            )
-        found[part] = path
-    return found
+    return one_file_each(named)
 
 
 def is_coco(root: Path) -> bool:

@@ -39,7 +39,7 @@ from vision.data.annotations import (
 from vision.data.images import SUFFIXES, Size, split_suffix
 from vision.data.labels import read_labels, read_text, with_background
 from vision.data.locate import ImageFolders, image_folders, inside, part_of
-from vision.data.parts import by_part, choose
+from vision.data.parts import by_part, choose, one_file_each
 from vision.data.sample import Dataset, Finding
 from vision.errors import UserError
 
@@ -136,18 +136,16 @@ def find_files(root: Path) -> Dict[str, Path]:
         groups += [[(part_of(path.stem), path) for path in _csv_files(root / name)] for name in shared]
         groups += [[(folder.name, path) for folder in below for path in _csv_files(folder)]]
     named = next((group for group in groups if group), [])
-    found: Dict[str, Path] = {}
+    return one_file_each(_well_spelt(named))
+
+
+def _well_spelt(named: Iterable[Tuple[str, Path]]) -> Iterator[Tuple[str, Path]]:
     for part, path in named:
         wrong = _misspelt(_header(path))
         if wrong:
             told = ", ".join(f"no column {name!r}, but {other!r}" for name, other in wrong.items())
             raise UserError(f"{path}: line 1: {told}; did you mean {', '.join(wrong)}? Rename in the header")
-        if part in found:
-            raise UserError(
-                f"{path} and {found[part]} both annotate {part or 'everything'}; move one of them away"
-            )
-        found[part] = path
-    return found
+        yield part, path
 
 
 def is_csv(root: Path) -> bool:

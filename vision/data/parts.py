@@ -3,7 +3,7 @@
 import hashlib
 import re
 from pathlib import Path
-from typing import Dict, Iterable, List, Sequence
+from typing import Dict, Iterable, List, Sequence, Tuple
 
 from vision.data.labels import suggest
 from vision.data.sample import Finding
@@ -88,6 +88,18 @@ def drawn_note(root: Path, reason: str, split: str, seed: int, count: int, total
     """The finding that says how a part was drawn."""
     action = f"split 80/20: {count} of {total} images for {split}"
     return Finding("random-split", str(root), "", f"{reason}, seed {seed}", action)
+
+
+def one_file_each(named: Iterable[Tuple[str, Path]]) -> Dict[str, Path]:
+    """(part as written, file) -> file of each part. Raises UserError for two of one part."""
+    found: Dict[str, Path] = {}
+    for part, path in named:
+        if part in found:
+            raise UserError(
+                f"{path} and {found[part]} both annotate {part or 'everything'}; move one of them away"
+            )
+        found[part] = path
+    return found
 
 
 def by_part(files: Dict[str, Path]) -> Dict[str, Path]:

@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import logging
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from vision.caffe2_net import find_pair, is_pair
 from vision.detector import Detector
@@ -114,6 +114,42 @@ def _check_options(runtime: str, load: Callable[..., Detector], options: Dict[st
     for option in options:
         if option not in names:
             raise UserError(f"runtime {runtime} has no option {option!r}")
+
+
+class ModelArguments(NamedTuple):
+    """What the positional arguments of a script that runs a model say.
+
+    Attributes:
+        others: images, sources.
+        net, labels: of a model that knows neither.
+    """
+
+    model: str
+    others: List[str]
+    net: Optional[str] = None
+    labels: Optional[str] = None
+
+
+def model_arguments(arguments: Sequence[str], others: int, usage: str) -> ModelArguments:
+    """Tell MODEL OTHER... from NET MODEL LABELS OTHER..., the older form, by what stands first.
+
+    Args:
+        arguments: at least one.
+        others: how many there must be at least.
+        usage: for the message.
+
+    Raises UserError where the first is no model and too few follow for the older form.
+    """
+    first = Path(arguments[0])
+    suffixes = {suffix for line in RUNTIMES.values() for suffix in line.suffixes}
+    # "mb1-ssd" may be the name of a net, and what the two files of one in Caffe2 begin with.
+    model_follows = any(Path(word).suffix.lower() in suffixes for word in arguments[1:2])
+    if first.is_file() or first.suffix.lower() in suffixes or (is_pair(first) and not model_follows):
+        return ModelArguments(arguments[0], list(arguments[1:]))
+    if len(arguments) < 3 + others:
+        raise UserError(f"{first} is no model file; as the name of a net it needs more. Usage: {usage}")
+    net, model, labels, *rest = arguments
+    return ModelArguments(model, rest, net, labels)
 
 
 def choose_runtime(path: Path, runtime: str = "auto") -> str:
