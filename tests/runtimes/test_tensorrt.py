@@ -25,9 +25,10 @@ class Gpu:
     """Memory of the CPU under the names of the GPU's."""
 
     name, capability = "Orin", (8, 7)
+    refuses = False
 
     def __init__(self, number=0):
-        self.number, self.entered, self.room = number, 0, 1 << 30
+        self.number, self.entered, self.room, self.records = number, 0, 1 << 30, 0
 
     def enter(self):
         self.entered += 1
@@ -52,6 +53,13 @@ class Gpu:
 
     def wait(self, stream):
         assert stream == 7
+
+    def record(self, stream, work):
+        assert stream == 7
+        if self.refuses:
+            raise RuntimeError("cuStreamEndCapture: operation failed due to a previous error during capture")
+        self.records += 1
+        return types.SimpleNamespace(launch=lambda stream: work())
 
 
 def floats(address, shape):
@@ -267,6 +275,52 @@ def test_results_stay_when_the_next_image_comes(place, tiny):
     detector.run(blobs[1])
     for a, b in zip(before, first):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "counts, refuses, records",
+    [
+        ((1,), False, 0),
+        ((1, 1, 1), False, 1),
+        ((2, 2, 1, 2, 2), False, 2),  # another shape between: what was recorded counts no more
+        ((1, 3, 3, 1, 1, 1), False, 2),  # larger memory
+        ((1, 1, 1), True, 0),
+    ],
+)
+def test_work_of_one_shape_is_recorded_and_launched(counts, refuses, records, tiny, monkeypatch, tmp_path):
+    monkeypatch.setattr(Gpu, "refuses", refuses)
+    gpu, lib = Gpu(), fake_library(tiny, batch=-1, most=4)
+    engine = runner.Engine(tmp_path, PLAN, lib, gpu)
+    rng = np.random.default_rng(0)
+    for count in counts:
+        blob = rng.random((count, 3, *tiny.size), np.float32)
+        for a, b in zip(tiny.truth(blob), engine.infer(blob)):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+    assert gpu.records == records
+    plain = runner.Engine(tmp_path, PLAN, lib, gpu, cuda_graphs=False)
+    for _ in range(3):
+        plain.infer(blob)
+    assert gpu.records == records
+
+
+def test_rtx_records_by_itself(tiny, tmp_path):
+    class Configured(NamedEngine):
+        def create_runtime_config(self):
+            return types.SimpleNamespace(cuda_graph_strategy=0)
+
+        def create_execution_context(self, config=None):
+            self.config = config
+            return Named(self)
+
+    lib, gpu = fake_library(tiny, kind=Configured), Gpu()
+    lib.CudaGraphStrategy = types.SimpleNamespace(WHOLE_GRAPH_CAPTURE=1)
+    engine = runner.Engine(tmp_path, PLAN, lib, gpu)
+    assert engine.engine.config.cuda_graph_strategy == 1
+    blob = np.zeros((1, 3, *tiny.size), np.float32)
+    for _ in range(3):
+        engine.infer(blob)
+    assert gpu.records == 0
+    assert runner.Engine(tmp_path, PLAN, lib, gpu, cuda_graphs=False).engine.config is None
 
 
 def test_a_foreign_engine_needs_its_labels(place, tiny, tmp_path):

@@ -1,4 +1,4 @@
-"""As much of CUDA as running an engine needs: memory, copies, a stream. Through the driver's own library, by ctypes.
+"""As much of CUDA as running an engine needs: memory, copies, a stream, graphs. Through the driver, by ctypes.
 
 libcuda comes with every driver, on a Jetson as on a server, and its interface does not change; libcudart, cuda-python
 and pycuda may be missing or of another version. Tensors of PyTorch live in the same (primary) context.
@@ -7,7 +7,7 @@ and pycuda may be missing or of another version. Tensors of PyTorch live in the 
 import ctypes
 import ctypes.util
 import sys
-from typing import Any, List, Optional, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
 import numpy as np
 
@@ -23,6 +23,7 @@ NOTHING_HERE = (
 # CUdevice_attribute
 _MAJOR, _MINOR, _INTEGRATED = 75, 76, 18
 _OUT_OF_MEMORY = 2
+_OF_THIS_THREAD = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go on allocating
 
 
 class Cuda:
@@ -51,7 +52,11 @@ class Cuda:
         self._call("cuCtxSetCurrent", self.context)
 
     def _call(self, name: str, *arguments: Any) -> None:
-        code = getattr(self.lib, name)(*arguments)
+        try:
+            function = getattr(self.lib, name)
+        except AttributeError:
+            raise RuntimeError(f"the driver is too old for {name}") from None
+        code = function(*arguments)
         if code == 0:
             return
         text = ctypes.c_char_p()
@@ -96,14 +101,14 @@ class Cuda:
             return tensor.data_ptr(), tensor
         pointer = ctypes.c_uint64()
         self._call("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(max(size, 1)))
-        return pointer.value, _Memory(self, "cuMemFree_v2", pointer)
+        return pointer.value, _Owned(self, "cuMemFree_v2", pointer)
 
     def pinned(self, shape: Tuple[int, ...], dtype: Any) -> Tuple[np.ndarray, Any]:
         """(array, owner) in memory of the CPU that the GPU copies from and to by itself."""
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         pointer = ctypes.c_void_p()
         self._call("cuMemAllocHost_v2", ctypes.byref(pointer), ctypes.c_size_t(max(size, 1)))
-        owner = _Memory(self, "cuMemFreeHost", pointer)
+        owner = _Owned(self, "cuMemFreeHost", pointer)
         content = (ctypes.c_char * size).from_address(pointer.value or 0)
         return np.frombuffer(content, dtype).reshape(shape), owner
 
@@ -131,17 +136,48 @@ class Cuda:
         """Until everything queued is done. Raises RuntimeError for what went wrong meanwhile."""
         self._call("cuStreamSynchronize", ctypes.c_void_p(stream))
 
+    def record(self, stream: int, work: Callable[[], Any]) -> "Graph":
+        """What `work` queues, to be launched as often as wanted with one call; nothing of it is done now.
 
-class _Memory:
-    """Frees it when nobody holds it any more."""
+        The addresses it uses are part of it. Raises RuntimeError where the driver or the work does not allow it; the
+        stream can be used as before.
+        """
+        graph = ctypes.c_void_p()
+        self._call("cuStreamBeginCapture_v2", ctypes.c_void_p(stream), _OF_THIS_THREAD)
+        try:
+            work()
+        finally:
+            self._call("cuStreamEndCapture", ctypes.c_void_p(stream), ctypes.byref(graph))
+        ready = ctypes.c_void_p()
+        try:
+            self._call("cuGraphInstantiateWithFlags", ctypes.byref(ready), graph, ctypes.c_ulonglong(0))
+        finally:
+            self.lib.cuGraphDestroy(graph)
+        return Graph(self, ready)
 
-    def __init__(self, cuda: Cuda, free: str, pointer: Any) -> None:
-        self.cuda, self.free, self.pointer = cuda, free, pointer
+
+class Graph:
+    """Recorded work; see `Cuda.record`."""
+
+    def __init__(self, cuda: Cuda, ready: Any) -> None:
+        self.cuda = cuda
+        self.owner = _Owned(cuda, "cuGraphExecDestroy", ready)
+
+    def launch(self, stream: int) -> None:
+        """Queue it all."""
+        self.cuda._call("cuGraphLaunch", self.owner.handle, ctypes.c_void_p(stream))
+
+
+class _Owned:
+    """Something of the driver's, given back when nobody holds it any more."""
+
+    def __init__(self, cuda: Cuda, free: str, handle: Any) -> None:
+        self.cuda, self.free, self.handle = cuda, free, handle
 
     def __del__(self) -> None:
         function = getattr(self.cuda.lib, self.free, None)
         if function is not None:
-            function(self.pointer)
+            function(self.handle)
 
 
 def _library() -> Any:

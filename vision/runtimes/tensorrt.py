@@ -180,6 +180,7 @@ def load(
     batch_size: int = 8,
     provider: Optional[str] = None,
     precision: str = "",
+    cuda_graphs: bool = True,
     **told: Any,
 ) -> Detector:
     """An engine, or an ONNX file that is built into one first (and the next time taken from the disk) -> Detector.
@@ -188,6 +189,7 @@ def load(
         path, labels, net, size, told: see `vision.runtimes.exported.describe`.
         device, provider: "cuda", or with a number ("cuda:1").
         precision: of an ONNX file in float32, "fp16"; else the file's own. Engines have theirs.
+        cuda_graphs: record the work of one shape and launch it at once, where TensorRT allows it.
 
     Raises UserError.
     """
@@ -211,7 +213,7 @@ def load(
         log.warning("%s", str(error).replace("Build it again here", "It is built again, as by"))
         path = _built(onnx, str(facts["precision"]), number, batch_size, path)
         content = _read(path)
-    engine = Engine(path, content, lib, gpu)
+    engine = Engine(path, content, lib, gpu, cuda_graphs)
     model = describe(path, labels, net, size, graph=engine.graph(), **told)
     engine.order(model.outputs)
     full = model.card is not None and model.card.precision == "fp32"
@@ -260,13 +262,20 @@ def _read(path: Path) -> bytes:
 
 
 class Slot:
-    """One input or output: its memory on both sides, grown to the largest that was asked for."""
+    """One input or output: its memory on both sides, grown to the largest that was asked for.
+
+    Attributes:
+        address, host: on the GPU, on the CPU.
+        room: numbers that fit.
+        moved: how often the memory became other memory.
+    """
 
     def __init__(self, name: str, dtype: Any, is_input: bool, shape: Sequence[int]) -> None:
         self.name, self.dtype, self.is_input, self.shape = name, dtype, is_input, tuple(shape)
         self.address, self.owner, self.room = 0, None, 0  # type: ignore[var-annotated]
         self.host: np.ndarray = np.zeros(0, dtype)
         self.host_owner: Any = None
+        self.moved = 0
 
     def fit(self, gpu: Any, shape: Tuple[int, ...]) -> np.ndarray:
         """Memory for such a tensor; returns the CPU's side of it."""
@@ -276,6 +285,7 @@ class Slot:
             self.address, self.owner = gpu.allocate(count * np.dtype(self.dtype).itemsize)
             self.host, self.host_owner = gpu.pinned((count,), self.dtype)
             self.room = count
+            self.moved += 1
         return self.host[:count].reshape(shape)
 
 
@@ -287,6 +297,8 @@ class Engine:
         content: the plan.
         lib: of `library`.
         gpu: where it runs.
+        cuda_graphs: launch the work for one shape with one call. A small net is dozens of kernels of some
+            microseconds each, and launching them one by one may take longer than they do.
 
     Attributes:
         most: images at once that its profile allows; 0 when it does not say.
@@ -294,7 +306,7 @@ class Engine:
     Raises UserError when TensorRT refuses it.
     """
 
-    def __init__(self, path: Path, content: bytes, lib: Any, gpu: Any) -> None:
+    def __init__(self, path: Path, content: bytes, lib: Any, gpu: Any, cuda_graphs: bool = True) -> None:
         self.path, self.lib, self.gpu = path, lib, gpu
         self.log = collecting_logger(lib)
         # Engines with operators from plugins need these; older versions do not load them by themselves.
@@ -311,7 +323,8 @@ class Engine:
                 f"{path}: {version_of(lib)} refuses this engine ({self._said()}). It is damaged, or of another GPU "
                 "or version of TensorRT; build it again here: python -m vision.export.tensorrt MODEL.onnx"
             )
-        self.context = self.engine.create_execution_context()
+        self.recording = cuda_graphs
+        self.context = self._context()
         if self.context is None:
             raise UserError(
                 f"{path}: not enough GPU memory to run it ({self._said()}). Close other programs, or build it with a "
@@ -324,10 +337,22 @@ class Engine:
         self.most = self._most()
         self.stream = gpu.stream()
         self.shape: Tuple[int, ...] = ()
+        self.last: Tuple[Any, ...] = ()
+        self.recorded: Any = None
 
     def _said(self) -> str:
         lines = self.log.lines
         return first_line(Exception(lines[0])) if lines else "without a reason"
+
+    def _context(self) -> Any:
+        if not (self.recording and hasattr(self.engine, "create_runtime_config")):
+            return self.engine.create_execution_context()
+        config = self.engine.create_runtime_config()
+        if hasattr(config, "cuda_graph_strategy"):
+            # TensorRT-RTX compiles for a new shape while it runs; only it knows when there is something to record.
+            config.cuda_graph_strategy = self.lib.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            self.recording = False
+        return self.engine.create_execution_context(config)
 
     def _slots(self) -> List[Slot]:
         engine, found = self.engine, []
@@ -394,13 +419,35 @@ class Engine:
             for slot in self.slots
             if not slot.is_input
         }
-        self.gpu.upload(self.input.address, self.input.host[: blob.size], self.stream)
+        self._run(blob.size, hosts)
+        self.gpu.wait(self.stream)
+        return [hosts[slot.name].copy() for slot in self.results]
+
+    def _run(self, size: int, hosts: Dict[str, np.ndarray]) -> None:
+        """Queue copies and net: recorded, where the same was queued before."""
+        state = (self.shape, *(slot.moved for slot in self.slots))
+        if state != self.last:
+            # The first time in the ordinary way: TensorRT prepares itself for a shape when it first sees it.
+            self.last, self.recorded = state, None
+            self._queue(size, hosts)
+            return
+        if self.recorded is None and self.recording:
+            try:
+                self.recorded = self.gpu.record(self.stream, lambda: self._queue(size, hosts))
+            except RuntimeError as error:
+                log.debug("%s: without a CUDA graph (%s)", self.path, first_line(error))
+                self.recording = False
+        if self.recorded is None:
+            self._queue(size, hosts)
+        else:
+            self.recorded.launch(self.stream)
+
+    def _queue(self, size: int, hosts: Dict[str, np.ndarray]) -> None:
+        self.gpu.upload(self.input.address, self.input.host[:size], self.stream)
         if not self._execute():
             raise RuntimeError(f"the engine did not run ({self._said()})")
         for slot in self.results:
             self.gpu.download(hosts[slot.name], slot.address, self.stream)
-        self.gpu.wait(self.stream)
-        return [hosts[slot.name].copy() for slot in self.results]
 
     def _shape(self, shape: Tuple[int, ...]) -> None:
         if shape == self.shape:
