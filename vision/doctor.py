@@ -20,14 +20,14 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import vision
 from vision import cli
 from vision.cli import option
-from vision.errors import UserError
+from vision.errors import NotInstalled, UserError
 
 DESCRIPTION = "Say what is installed here, which runtimes work, and what to do about what is missing."
 
 SECONDS = 120
 """For one package. The first import of a large one from a slow card takes long."""
 
-PACKAGES = ("numpy", "cv2", "torch", "torchvision", "onnx", "tensorrt", "pandas", "matplotlib")
+PACKAGES = ("numpy", "cv2", "torch", "torchvision", "onnx", "pandas", "matplotlib")
 """Whose versions are shown; runtimes are tried as well."""
 
 OTHER_NUMPY = re.compile("numpy.core|_ARRAY_API|numpy.dtype size changed|compiled using NumPy", re.IGNORECASE)
@@ -133,9 +133,11 @@ def examine() -> Report:
             report.runtimes[name] = [("", "not installed")]
         else:
             report.runtimes[name] = [(d, why) for d, why in found.get("tries", [])] or [
-                ("", found["error"] or "no device")
+                ("", found.get("error") or "no device here that it runs on")
             ]
-            report.packages.setdefault(package, found.get("version", "?").split("-")[0])
+            report.packages.setdefault(
+                found.get("package", package), found.get("version", "?").split("-")[0]
+            )
     report.advice = advise(report)
     return report
 
@@ -279,7 +281,7 @@ def _import(name: str) -> Dict[str, Any]:
 def _try_runtime(name: str) -> Dict[str, Any]:
     runtimes = importlib.import_module("vision.runtimes")
     line = runtimes.RUNTIMES[name]
-    package = _import(line.needs)
+    package = _package_of(line)
     if not package.get("there", True):
         return package
     module = importlib.import_module(f"vision.runtimes.{line.module}")
@@ -297,7 +299,19 @@ def _try_runtime(name: str) -> Dict[str, Any]:
                 tries.append((device, ""))
             except Exception as error:  # see `attempt`
                 tries.append((device, _reason(error)))
-    return {"version": package["version"], "tries": tries}
+    return {**package, "tries": tries}
+
+
+def _package_of(line: Any) -> Dict[str, Any]:
+    """The package of a line of RUNTIMES. (TensorRT's has several names and places, which its module knows.)"""
+    if line.module != "tensorrt":
+        return _import(line.needs)
+    module = importlib.import_module("vision.runtimes.tensorrt")
+    try:
+        library = module.library()
+    except NotInstalled:
+        return {"there": False}
+    return {"package": library.__name__, "version": str(getattr(library, "__version__", "?"))}
 
 
 def _reason(error: BaseException) -> str:

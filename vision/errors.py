@@ -7,3 +7,7 @@ class UserError(ValueError):
     The message names the file, the line or object and the value, and says what to do. Scripts print it
     without a traceback and end with exit code 2.
     """
+
+
+class NotInstalled(UserError):
+    """A library that has to be installed first."""

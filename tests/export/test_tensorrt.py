@@ -478,6 +478,11 @@ def test_real_engines(precision, rtx, model, images):
     assert "there is no NVIDIA GPU here" in rtx("-c", code, code=1)
 
 
+def test_the_doctor_sees_it(rtx):
+    said = rtx("-m", "vision.doctor")
+    assert "tensorrt_rtx  1.7.1" in said and "tensorrt     not installed" not in said
+
+
 CENSUS = """
 import json, sys
 import onnx, tensorrt_rtx as trt

@@ -18,7 +18,7 @@ import numpy as np
 
 from vision.card import sidecar
 from vision.detector import Detector
-from vision.errors import UserError
+from vision.errors import NotInstalled, UserError
 from vision.onnx_header import Tensor
 from vision.runtimes.cuda_driver import Cuda, find_gpu
 from vision.runtimes.exported import describe, finish, first_line
@@ -53,7 +53,8 @@ NUMPY_TYPES = {
 def library(name: str = "") -> Any:
     """TensorRT's module, or TensorRT-RTX's; `name` one of LIBRARIES, or any of them.
 
-    JetPack's own package is found from a virtual environment too. Raises UserError that says what to install.
+    JetPack's own package is found from a virtual environment too. Raises NotInstalled that says what to install, and
+    UserError where it is there and broken.
     """
     if name and name not in LIBRARIES:
         raise UserError(f"{name!r} is none of {', '.join(LIBRARIES)}")
@@ -74,9 +75,9 @@ def library(name: str = "") -> Any:
         found = _from_system()
         if found is not None:
             return found
-    raise UserError(
-        f"TensorRT is not installed{f' rightly ({broken})' if broken else ''}: {install_advice()}"
-    )
+    if broken:
+        raise UserError(f"TensorRT is not installed rightly ({broken}): {install_advice()}")
+    raise NotInstalled(f"TensorRT is not installed: {install_advice()}")
 
 
 def _from_system() -> Optional[Any]:
