@@ -135,9 +135,7 @@ def examine() -> Report:
             report.runtimes[name] = [(d, why) for d, why in found.get("tries", [])] or [
                 ("", found.get("error") or "no device here that it runs on")
             ]
-            report.packages.setdefault(
-                found.get("package", package), found.get("version", "?").split("-")[0]
-            )
+            report.packages.setdefault(found.get("package", package), found.get("version", "?").split("-")[0])
     report.advice = advise(report)
     return report
 
