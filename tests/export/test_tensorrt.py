@@ -6,7 +6,6 @@ is not to be had, those tests are skipped and say so. Running an engine takes a 
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import types
@@ -23,7 +22,6 @@ from vision.export import tensorrt as builder
 from vision.export.onnx import Plan, export
 from vision.export.verify import painted
 
-fcntl = pytest.importorskip("fcntl")  # the lock below
 pytest.importorskip("onnxruntime")
 
 pytestmark = pytest.mark.timeout(1800)  # whoever comes first makes an environment
@@ -61,8 +59,6 @@ class Fake:
             INTERNAL_ERROR, ERROR, WARNING, INFO = range(4)
 
         class Config:
-            progress_monitor = None
-
             def set_flag(self, flag):
                 asked.flags.add(flag.name)
 
@@ -82,6 +78,8 @@ class Fake:
             def get_timing_cache(self):
                 return types.SimpleNamespace(serialize=lambda: b"timings")
 
+        if generation not in ("8.2", "8.6"):
+            Config.progress_monitor = None
         if generation != "8.2":
             Config.set_memory_pool_limit = lambda self, pool, size: setattr(asked, "workspace", size)
         if generation == "rtx":
@@ -108,8 +106,8 @@ class Fake:
                     asked.pinned.add(self.name)
                 super().__setattr__(name, value)
 
-            def set_output_type(self, i, kind):
-                asked.pinned.add(f"{self.name} out")
+        if not strong:
+            Layer.set_output_type = lambda self, i, kind: asked.pinned.add(f"{self.name} out")
 
         class Network:
             def __init__(self):
@@ -148,9 +146,7 @@ class Fake:
                 return Config()
 
             def create_optimization_profile(self):
-                profile = types.SimpleNamespace(shapes=None)
-                profile.set_shape = lambda name, *shapes: setattr(profile, "shapes", shapes)
-                return profile
+                return Profile()
 
             def build_serialized_network(self, network, config):
                 if raises:
@@ -161,12 +157,19 @@ class Fake:
                 asked.builds = getattr(asked, "builds", 0) + 1
                 return PLAN
 
+        class Profile:
+            shapes = ()
+
+            def set_shape(self, name, smallest, usual, largest):
+                self.shapes = smallest, usual, largest
+
         lib.ILogger, lib.OnnxParser, lib.Builder, lib.IBuilderConfig = ILogger, Parser, Builder, Config
+        lib.INetworkDefinition, lib.ILayer, lib.IOptimizationProfile = Network, Layer, Profile
         lib.DataType = members("DataType", "FLOAT", "HALF")
         lib.MemoryPoolType = members("MemoryPoolType", "WORKSPACE")
         common = ("TF32", "GPU_FALLBACK")
         obey = ("OBEY_PRECISION_CONSTRAINTS", "FP8")
-        weak = {"8.2": ("STRICT_TYPES",), "8.6": obey, "10": obey}
+        weak = {"8.2": ("STRICT_TYPES",), "8.6": (*obey, "STRICT_TYPES"), "10": obey}
         lib.BuilderFlag = members(
             "BuilderFlag", *common, *(() if strong else ("FP16", "INT8", *weak[generation]))
         )
@@ -179,6 +182,52 @@ class Fake:
         lib.NetworkDefinitionCreationFlag = members(
             "Creation", *creation.get(generation, ("EXPLICIT_BATCH",))
         )
+
+
+STAND_INS = [("8.6", "8.6"), ("10", "10.3"), ("10", "10.13"), ("11", "11")]
+
+
+@pytest.mark.parametrize("generation, version", STAND_INS)
+def test_the_stand_ins_can_nothing_that_the_real_ones_cannot(generation, version, check_stand_in, interface):
+    lib = Fake(generation).lib
+    for name in ("ILogger", "OnnxParser", "Builder", "IBuilderConfig", "INetworkDefinition", "ILayer"):
+        check_stand_in(getattr(lib, name), name, version)
+    check_stand_in(
+        type("Profile", (), {"set_shape": lib.IOptimizationProfile.set_shape}),
+        "IOptimizationProfile",
+        version,
+    )
+    real = interface(version)["enums"]
+    for name in ("BuilderFlag", "DataType", "MemoryPoolType"):
+        assert set(getattr(lib, name).__members__) <= set(real[name]), name
+    # What the builder asks about must be answered as the real one answers.
+    for flag in ("FP16", "INT8", "FP8", "OBEY_PRECISION_CONSTRAINTS", "STRICT_TYPES", "TF32"):
+        assert hasattr(lib.BuilderFlag, flag) == (flag in real["BuilderFlag"]), flag
+    creation = real["NetworkDefinitionCreationFlag"]
+    for flag in ("EXPLICIT_BATCH", "STRONGLY_TYPED"):
+        assert getattr(lib.NetworkDefinitionCreationFlag, flag, None) == creation.get(flag), flag
+    assert hasattr(lib, "ComputeCapability") == ("ComputeCapability" in real)
+
+
+WITHOUT_DRIVER = """
+import sys
+from pathlib import Path
+from vision.errors import UserError
+from vision.export import tensorrt as builder
+from vision.onnx_header import Tensor
+lib, graph = builder.library("tensorrt"), builder.Graph(b"", (), None, {})
+job = builder._Job(lib, builder.Abilities(lib), graph, builder.BuildOptions(), Path("a.engine"), print)
+try:
+    job.run(Tensor("input_0", "float32", (1, 3, 300, 300)))
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("version", ["8.6", "10.3", "10.13", "11"])
+def test_the_real_package_without_a_driver(version, bindings):
+    said = bindings(version, WITHOUT_DRIVER)
+    assert f"a.engine: tensorrt {version}." in said and "cannot build it (it does not start here" in said
 
 
 class Orin:
@@ -422,41 +471,15 @@ PINS = ["tensorrt-rtx-cu13==1.7.1.116", "numpy", "opencv-python-headless", "onnx
 
 
 @pytest.fixture(scope="session")
-def rtx():
-    """Runs Python in an environment with TensorRT-RTX and no torch: (arguments, exit code) -> what it printed."""
-    key = hashlib.sha256(" ".join([*PINS, sys.version[:4]]).encode()).hexdigest()[:12]
-    folder = ROOT / ".envs" / f"rtx-{key}"
-    folder.parent.mkdir(exist_ok=True)
-    python = folder / "bin" / "python"
-    with (folder.parent / "rtx.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be making it
-        if not (folder / "ready").exists():
-            subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True, timeout=300)
-            command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PINS]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
-            if done.returncode:
-                reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-                pytest.skip(f"TensorRT-RTX cannot be installed here: {reason}")
-            (folder / "ready").touch()
+def rtx(environments):
+    """Runs Python in an environment with TensorRT-RTX and no torch."""
+    python = environments.venv("rtx", sys.executable, PINS)
     done = subprocess.run(
         [str(python), "-c", "import tensorrt_rtx"], capture_output=True, text=True, timeout=120
     )
     if done.returncode:
         pytest.skip(f"TensorRT-RTX does not start here: {done.stderr.strip().splitlines()[-1]}")
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONHOME", "VIRTUAL_ENV")}
-
-    def run(*arguments, code=0):
-        done = subprocess.run(
-            [str(python), *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    return run
+    return environments.runner(python)
 
 
 COMMAND = ("-m", "vision.export.tensorrt")

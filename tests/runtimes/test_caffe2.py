@@ -4,12 +4,9 @@ The environment is made here, once, and kept in `.envs/` (git ignores it); it ta
 the packages are not to be had, the tests are skipped and say so.
 """
 
-import hashlib
 import importlib.util
 import json
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import cv2
@@ -22,7 +19,6 @@ from vision.data.labels import write_labels
 from vision.errors import UserError
 from vision.spec import InputSpec, net_names
 
-fcntl = pytest.importorskip("fcntl")
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("google.protobuf")
@@ -47,56 +43,13 @@ SIZE = (160, 224)
 BATCHES = (1, 4, 1)
 
 
-def neighbour():
-    """The tests that make environments, for what they know of interpreters and pip."""
-    spec = importlib.util.spec_from_file_location(
-        "environments", Path(__file__).with_name("test_without_torch.py")
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
-def python():
+def python(environments):
     """Runs a command line where Caffe2 is, with the package as it is now."""
-    there = neighbour()
-    base = there.interpreter(VERSION)
+    base = environments.interpreter(VERSION)
     if base is None:
         pytest.skip(f"no Python {VERSION} here that starts; Caffe2 needs it")
-    key = hashlib.sha256("\n".join(PINS).encode()).hexdigest()[:12]
-    folder = there.ENVIRONMENTS / f"caffe2-{key}"
-    there.ENVIRONMENTS.mkdir(exist_ok=True)
-    path = folder / "bin" / "python"
-    with (there.ENVIRONMENTS / "caffe2.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be making it
-        if not (folder / "ready").exists():
-            for old in there.ENVIRONMENTS.glob("caffe2-*"):
-                shutil.rmtree(old)
-            subprocess.run([base, "-m", "venv", str(folder)], check=True, timeout=600)
-            done = there.pip(path, "install", "--no-compile", *PINS)
-            if done.returncode:
-                shutil.rmtree(folder)
-                reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-                pytest.skip(f"no environment with Caffe2: {reason}")
-            (folder / "ready").touch()
-    environment = {
-        k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-    }
-
-    def run(*arguments, code=0, stdin=None):
-        done = subprocess.run(
-            [str(path), *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=600,
-            input=stdin,
-            env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout if code == 0 else done.stderr
-
-    return run
+    return environments.runner(environments.venv("caffe2", base, PINS, "--no-compile"))
 
 
 def converted(net, folder, name, size):

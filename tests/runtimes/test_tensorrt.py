@@ -246,6 +246,55 @@ def photos(count):
     return [rng.integers(0, 256, (48 + i, 80, 3), dtype=np.uint8) for i in range(count)]
 
 
+NEWER, ALL = ("10.3", "10.13", "11"), ("8.6", "10.3", "10.13", "11")
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "stand_in, name, versions",
+    [
+        (NamedEngine, "ICudaEngine", ALL),
+        (Named, "IExecutionContext", ALL),
+        (BoundEngine, "ICudaEngine", ("8.6",)),
+        (Bound, "IExecutionContext", ("8.6",)),
+        (ILogger, "ILogger", ALL),
+    ],
+)
+def test_the_stand_ins_can_nothing_that_the_real_ones_cannot(stand_in, name, versions, check_stand_in):
+    for version in versions:
+        check_stand_in(stand_in, name, version)
+
+
+def test_what_tells_the_interfaces_apart(interface):
+    assert "num_bindings" in interface("8.6")["classes"]["ICudaEngine"]
+    for version in NEWER:
+        assert "num_bindings" not in interface(version)["classes"]["ICudaEngine"]
+    for version in ALL:
+        modes = interface(version)["enums"]["TensorIOMode"]
+        assert {name: int(value) for name, value in TensorIOMode.__members__.items()} == modes
+        assert {"FLOAT", "HALF", "INT8", "INT32", "BOOL"} <= set(interface(version)["enums"]["DataType"])
+
+
+# What stands in NVIDIA's package when the driver is too old for it: every factory gives nothing.
+WITHOUT_DRIVER = """
+from pathlib import Path
+from vision.errors import UserError
+from vision.runtimes.tensorrt import Engine, library, version_of
+print(version_of(library()))
+try:
+    Engine(Path("a.engine"), b"plan", library("tensorrt"), None)
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("version", ALL)
+def test_the_real_package_without_a_driver(version, bindings):
+    first, second = bindings(version, WITHOUT_DRIVER).splitlines()
+    assert first.startswith(f"tensorrt {version}.")
+    assert second.startswith(f"a.engine: {first} does not start here")
+
+
 # --- it runs ------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,6 @@ The environments are made here, once, and kept in `.envs/` beside the tests' fol
 interpreter or the packages are not to be had, the tests are skipped and say so.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,13 +18,11 @@ from vision.detector import Detections
 from vision.runtimes import open_detector
 from vision.spec import InputSpec
 
-fcntl = pytest.importorskip("fcntl")  # the lock below
 pytest.importorskip("onnxruntime")
 
 pytestmark = pytest.mark.timeout(1800)  # whoever comes first makes an environment
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENTS = ROOT / ".envs"
 CLASSES = ("BACKGROUND", "cat", "dog", "bird")
 THRESHOLD = 0.6
 
@@ -37,91 +34,40 @@ PINS = {
 NEWER = ("3.10", "3.11", "3.12", "3.13", "3.14")
 
 
-def interpreter(version):
-    """A Python of this version that really starts, or None. (pyenv puts shims on PATH for those it will not run.)"""
-    candidates = [shutil.which(f"python{version}")]
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
-    candidates += sorted(map(str, pyenv.glob(f"versions/{version}.*/bin/python")))
-    for path in filter(None, candidates):
-        try:
-            code = "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2])"
-            done = subprocess.run([path, "-c", code], capture_output=True, text=True, timeout=60)
-        except (OSError, subprocess.TimeoutExpired):
-            continue
-        if done.stdout.strip() == version:
-            return path
-    return None
-
-
-def pip(python, *arguments):
-    quiet = ["--quiet", "--disable-pip-version-check", "--no-input"]
-    command = [str(python), "-m", "pip", arguments[0], *quiet, *arguments[1:]]
-    return subprocess.run(command, capture_output=True, text=True, timeout=1500)
-
-
-def make_environment(version, pins):
-    """The Python of an environment with the base and its onnxruntime extra; made if it is not there."""
-    base = interpreter(version)
-    if base is None:
-        pytest.skip(f"no Python {version} here that starts")
-    project = (ROOT / "pyproject.toml").read_text().split("[tool.ruff]")[0]  # what an installation depends on
-    key = hashlib.sha256("\n".join([*pins, project]).encode()).hexdigest()[:12]
-    folder = ENVIRONMENTS / f"{version}-{key}"
-    ENVIRONMENTS.mkdir(exist_ok=True)
-    with (ENVIRONMENTS / f"{version}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be making it
-        python = folder / "bin" / "python"
-        if not (folder / "ready").exists():
-            for old in ENVIRONMENTS.glob(f"{version}-*"):
-                shutil.rmtree(old)
-            subprocess.run([base, "-m", "venv", str(folder)], check=True, timeout=600)
-            done = pip(python, "install", "setuptools>=64", "wheel", *pins)
-            if done.returncode:
-                shutil.rmtree(folder)
-                pytest.skip(f"Python {version}: {(done.stderr.strip().splitlines() or ['pip failed'])[-1]}")
-            install_project(python, folder)
-            (folder / "ready").touch()
-    return python
-
-
-def install_project(python, folder):
+def install_project(environments, python):
     """The package as a user installs it, with everything it asks for at hand already. Failing here is a fault."""
-    source = folder / "source"
+    source = python.parents[1] / "source"
     shutil.copytree(ROOT / "vision", source / "vision", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.py", "LICENSE", "README.md"):
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, source)
-    done = pip(python, "install", "--no-build-isolation", "--no-index", f"{source}[onnxruntime]")
+    done = environments.pip(python, "install", "--no-build-isolation", "--no-index", f"{source}[onnxruntime]")
     assert done.returncode == 0, done.stderr
     shutil.rmtree(source)
     code = "import vision.runtimes, vision.card, vision.data, vision.evaluation.voc"
-    done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, cwd=folder)
+    done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, cwd=python.parent)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module", params=["3.8", "3.10 or newer"])
-def python(request):
+def python(request, environments):
     """Runs a command line in one of the environments, with the package as it is now."""
     version = request.param
     if version not in PINS:
-        version = next((v for v in NEWER if interpreter(v)), "3.10")
-    path = make_environment(version, PINS.get(version, PINS["3.10"]))
-    environment = {
-        k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-    }
-
-    def run(*arguments, code=0):
-        done = subprocess.run(
-            [str(path), *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=600,
-            env={**environment, "PYTHONPATH": str(ROOT)},
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout
-
-    return run
+        version = next((v for v in NEWER if environments.interpreter(v)), "3.10")
+    base = environments.interpreter(version)
+    if base is None:
+        pytest.skip(f"no Python {version} here that starts")
+    path = environments.venv(
+        version,
+        base,
+        ["setuptools>=64", "wheel", *PINS.get(version, PINS["3.10"])],
+        then=lambda python: install_project(environments, python),
+        hangs_on=[
+            (ROOT / "pyproject.toml").read_text().split("[tool.ruff]")[0]
+        ],  # what an installation depends on
+    )
+    return environments.runner(path)
 
 
 @pytest.fixture(scope="module")
@@ -203,9 +149,9 @@ def test_the_doctor_is_content_there(python):
     assert "works on cpu" in out and "exported files need neither" in out
 
 
-def test_an_interpreter_that_does_not_start_is_none(tmp_path, monkeypatch):
+def test_an_interpreter_that_does_not_start_is_none(tmp_path, monkeypatch, environments):
     shim = tmp_path / "python2.9"
     shim.write_text("#!/bin/sh\necho 'command not found'\nexit 127\n")
     shim.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert interpreter("2.9") is None
+    assert environments.interpreter("2.9") is None

@@ -31,6 +31,7 @@ from vision.runtimes.cuda_driver import Cuda, find_gpu
 from vision.runtimes.tensorrt import (
     LIBRARIES,
     collecting_logger,
+    created,
     device_of,
     engine_facts,
     library,
@@ -399,9 +400,9 @@ class _Job:
     def _run(self, image: Tensor) -> bytes:
         if hasattr(self.lib, "init_libnvinfer_plugins"):
             self.lib.init_libnvinfer_plugins(self.log, "")
-        builder = self.lib.Builder(self.log)
+        builder = created(self.lib, "Builder", self.log)
         if builder is None:
-            raise self._failed("no builder")
+            raise self._failed("it does not start here; is the driver new enough for it?")
         network = builder.create_network(self._creation_flags())
         if network is None:
             raise self._failed("no network")

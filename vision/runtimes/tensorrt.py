@@ -130,6 +130,14 @@ def collecting_logger(lib: Any) -> Any:
     return Logger()
 
 
+def created(lib: Any, kind: str, logger: Any) -> Any:
+    """lib.Runtime or lib.Builder with this logger; None where there is no GPU, or its driver is too old."""
+    try:
+        return getattr(lib, kind)(logger)
+    except TypeError:  # what the bindings make of a null pointer
+        return None
+
+
 # --- what stands beside an engine ---------------------------------------------------------------------------
 
 
@@ -313,10 +321,14 @@ class Engine:
         # Engines with operators from plugins need these; older versions do not load them by themselves.
         if hasattr(lib, "init_libnvinfer_plugins"):
             lib.init_libnvinfer_plugins(self.log, "")
-        self.runtime = lib.Runtime(self.log)
+        self.runtime = created(lib, "Runtime", self.log)
+        if self.runtime is None:
+            raise UserError(
+                f"{path}: {version_of(lib)} does not start here ({self._said()}); is the driver new enough for it?"
+            )
         self.engine: Any = None
         try:
-            self.engine = self.runtime.deserialize_cuda_engine(content) if self.runtime else None
+            self.engine = self.runtime.deserialize_cuda_engine(content)
         except (RuntimeError, TypeError) as error:
             self.log.lines.append(str(error))
         if self.engine is None:
