@@ -25,7 +25,7 @@ pytest.importorskip("google.protobuf")
 export = pytest.importorskip("vision.export.onnx")
 caffe2 = pytest.importorskip("vision.export.caffe2")
 
-pytestmark = pytest.mark.timeout(1800)  # whoever comes first makes an environment
+pytestmark = pytest.mark.timeout(900)  # whoever comes first makes an environment
 
 ROOT = Path(__file__).parents[2]
 VERSION = "3.9"

@@ -249,7 +249,7 @@ def photos(count):
 NEWER, ALL = ("10.3", "10.13", "11"), ("8.6", "10.3", "10.13", "11")
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "stand_in, name, versions",
     [

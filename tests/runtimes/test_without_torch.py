@@ -20,7 +20,7 @@ from vision.spec import InputSpec
 
 pytest.importorskip("onnxruntime")
 
-pytestmark = pytest.mark.timeout(1800)  # whoever comes first makes an environment
+pytestmark = pytest.mark.timeout(900)  # whoever comes first makes an environment
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("BACKGROUND", "cat", "dog", "bird")
