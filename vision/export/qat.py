@@ -30,8 +30,8 @@ from vision.ssd import SSD
 
 log = logging.getLogger(__name__)
 
-LEARNING_RATE = 1e-3
-"""At the start; it falls to 0 along a cosine. The net is trained already."""
+RATE_SHARE = 0.1
+"""Of the net's learning rate for AdamW, at the start; it falls to 0 along a cosine. The net is trained already."""
 
 CALIBRATION_IMAGES = 64
 BATCH = 16
@@ -154,7 +154,7 @@ def _train(
 ) -> None:
     batches = EpochBatches(len(dataset), BATCH, seed)
     loader = make_loader(dataset.samples, Augmentation(spec.size, spec.mean, seed), batches, 0)
-    optimizer = torch.optim.SGD(net.parameters(), LEARNING_RATE, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.AdamW(net.parameters(), RATE_SHARE * net.spec.adamw_rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(batches))
     criterion = MultiBoxLoss()
     net.train()
@@ -171,7 +171,6 @@ def _train(
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(net.parameters(), 10.0)
             optimizer.step()
             schedule.step()
             total += float(loss.detach())
