@@ -9,6 +9,7 @@ from vision import cli
 from vision.cli import option
 from vision.data import open_dataset
 from vision.data.images import read_image
+from vision.detector import Detector
 from vision.errors import UserError
 from vision.spec import parse_resolution
 
@@ -19,6 +20,7 @@ with cli.needs("export"):
     from vision.export.publish import NO, YES, publish
     from vision.export.source import Source, best_checkpoint, open_source
     from vision.export.tensorrt import PrecisionOptions
+    from vision.runtimes.pytorch import TorchRun, pick_device
 
 DESCRIPTION = "Write a trained net as one ONNX file that carries its labels, size and normalisation."
 EPILOG = """A MODEL is a checkpoint of train_ssd.py, bare weights (with --net and --labels, where they cannot be
@@ -167,8 +169,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     options = cli.parse(ExportOptions, argv, DESCRIPTION, EPILOG)
     source = options.source()
     if options.qat:
-        data = qat.matching_dataset(open_dataset([options.calib], "train"), source.classes)
-        source.net = qat.fine_tune(source.net, source.input, data, options.qat, say=print)
+        fine_tune(source, options)
     output = options.output_file(source)
     height, width = source.input.size
     print(f"Model: {source.path} ({source.net.spec.name}, {width} x {height}, {len(source.classes)} classes)")
@@ -185,6 +186,16 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if exported.card.form == "detectnet" and not exported.card.dynamic_batch:
         print_detectnet(exported, output, published.labels)
     return 0
+
+
+def fine_tune(source: Source, options: ExportOptions) -> None:
+    """Put a net that was trained on with rounding in the place of the source's; say what that one could."""
+    data = qat.matching_dataset(open_dataset([options.calib], "train"), source.classes)
+    tuned = qat.fine_tune(source.net, source.input, data, options.qat, say=print)
+    before = Detector(TorchRun(source.net, pick_device()), source.input, source.classes)
+    mean = accuracy.mean_ap(before, open_dataset([options.calib], "test"))
+    print(f"float32 before the fine-tuning: mAP {mean:.4f}")
+    source.net = tuned
 
 
 def reduce_precision(exported: Exported, output: Path, options: ExportOptions) -> None:

@@ -15,6 +15,8 @@ from vision import cli
 from vision.card import read_card
 from vision.checkpoint import Checkpoint, save
 from vision.data.labels import write_labels
+from vision.data.shapes import CLASSES as SHAPES
+from vision.data.shapes import write_shapes
 from vision.export.verify import painted
 from vision.onnx_header import read_header
 from vision.runtimes import open_detector
@@ -243,6 +245,23 @@ def test_precision_that_cannot_be_had(arguments, message, run_dir, capsys):
     assert call(run_dir / "best.pth", "--verify", "false", *arguments) == 2
     assert message in capsys.readouterr().err
     assert not list(run_dir.glob("*-*.onnx"))
+
+
+def test_fine_tuning_with_rounding_tells_before_and_after(run_dir, capsys):
+    data = write_shapes("shapes", 20)
+    net = build("mb2-ssd-lite", 7, (96, 128), width_mult=0.5)
+    spec, classes = net.spec.input, ("BACKGROUND", *SHAPES)
+    options = {"width_mult": 0.5}
+    save(
+        Checkpoint("mb2-ssd-lite", options, classes, 96, 128, spec.mean, spec.std, net.state_dict()),
+        run_dir / "best.pth",
+    )
+    words = ["--qat", 1, "--precision", "int8", "--calib", data, "--accuracy", 0, "--dynamic_batch"]
+    assert call(run_dir / "best.pth", *words) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"float32 before the fine-tuning: mAP 0\.\d{4}\n", said)
+    assert re.search(r"INT8: mAP 0\.\d{4}, float32 0\.\d{4}", said)
+    assert open_detector(run_dir / "best-int8.onnx").classes == classes
 
 
 def test_an_engine_without_tensorrt(run_dir, capsys, monkeypatch):
