@@ -1,6 +1,5 @@
 """Find objects while one watches, in Caffe2: `python run_ssd_live_caffe2.py INIT_NET PREDICT_NET LABELS [SOURCE]`."""
 
-import sys
 from dataclasses import dataclass
 from typing import List, Optional, Sequence
 
@@ -61,4 +60,4 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    app.leave(cli.run(main))

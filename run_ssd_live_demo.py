@@ -1,6 +1,5 @@
 """Find objects while one watches: `python run_ssd_live_demo.py MODEL [SOURCE]`."""
 
-import sys
 from typing import Optional, Sequence
 
 from vision import cli
@@ -46,4 +45,4 @@ def parse_job(arguments: Sequence[str]) -> ModelArguments:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    app.leave(cli.run(main))

@@ -86,13 +86,16 @@ def read_lines(path):
 
 
 class Camera(http.server.ThreadingHTTPServer):
-    """A network camera (MJPEG over HTTP) that can be switched off and on again at the same port."""
+    """A network camera (MJPEG over HTTP) that can be switched off and on again.
+
+    It keeps its port meanwhile, lest somebody else takes it, and answers nobody.
+    """
 
     daemon_threads = True
     allow_reuse_address = True
 
-    def __init__(self, rate=30.0, port=0, frames=None):
-        super().__init__(("127.0.0.1", port), _CameraHandler)
+    def __init__(self, rate=30.0, frames=None):
+        super().__init__(("127.0.0.1", 0), _CameraHandler)
         self.rate = rate
         self.frames = frames
         self.on = True
@@ -103,7 +106,7 @@ class Camera(http.server.ThreadingHTTPServer):
     def address(self):
         return f"http://127.0.0.1:{self.server_address[1]}/video"
 
-    def switch_off(self):
+    def remove(self):
         self.on = False
         self.shutdown()
         self.server_close()
@@ -112,6 +115,8 @@ class Camera(http.server.ThreadingHTTPServer):
 class _CameraHandler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         server = self.server
+        if not server.on:
+            return
         self.send_response(200)
         self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
         self.end_headers()
@@ -193,7 +198,7 @@ def live():
 
 @pytest.fixture
 def camera():
-    """Makes cameras; switches them off at the end."""
+    """Makes cameras; removes them at the end."""
     made = []
 
     def make(**options):
@@ -202,5 +207,4 @@ def camera():
 
     yield make
     for one in made:
-        if one.on:
-            one.switch_off()
+        one.remove()

@@ -236,37 +236,100 @@ def test_the_script_with_a_real_model(live, model, tmp_path, capsys):
     assert len(live.read_lines(out)) == len(live.read_film(tmp_path / "out.avi")) == 5
 
 
-def script(*words, **options):
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "run_ssd_live_demo.py"), *map(str, words)],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
-    )  # fmt: skip
+@pytest.fixture
+def script():
+    """Starts the script; whatever has not ended with the test is killed."""
+    running = []
+
+    def start(*words, code=None, **options):
+        begin = [str(ROOT / "run_ssd_live_demo.py")] if code is None else ["-c", code]
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        running.append(subprocess.Popen([sys.executable, *begin, *map(str, words)], cwd=ROOT, **options))
+        return running[-1]
+
+    yield start
+    for one in running:
+        if one.poll() is None:
+            one.kill()
+        one.communicate()
 
 
-def test_json_alone_is_on_standard_output(live, model, tmp_path):
+def test_json_alone_is_on_standard_output(live, model, tmp_path, script):
     film = live.write_film(tmp_path / "film.mkv", 4, codec="mp4v")
     running = script(model, "-", "--output", "-", stdin=subprocess.PIPE)
-    out, err = running.communicate(film.read_bytes(), timeout=120)
+    out, err = running.communicate(film.read_bytes(), timeout=90)
     assert running.returncode == 0, err
     assert [line[:1] for line in out.decode().splitlines()] == ["{"] * 4
     assert b"Model:" in err
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_it_and_every_file_opens(live, model, tmp_path, number, code):
+def test_a_signal_ends_it_and_every_file_opens(live, model, tmp_path, script, number, code):
     film = live.write_film(tmp_path / "film.avi", 10)
     out, lines = tmp_path / "out.mp4", tmp_path / "out.jsonl"
     running = script(model, film, "--loop", "--output", out, "--output", lines)
-    end = time.monotonic() + 100
-    while not (lines.exists() and lines.stat().st_size > 2000):
-        assert time.monotonic() < end and running.poll() is None
-        time.sleep(0.05)
+    wait_for_lines(live, running, lines)
     running.send_signal(number)
     _, err = running.communicate(timeout=60)
     assert running.returncode == code, err
     assert b"Traceback" not in err
     written = len(live.read_lines(lines))
     assert written > 10 and abs(len(live.read_film(out)) - written) <= 3
+
+
+def wait_for_lines(live, running, lines):
+    """Until the script has written some."""
+    live.wait_until(
+        lambda: running.poll() is not None or lines.exists() and lines.stat().st_size > 2000, seconds=80
+    )
+    assert running.poll() is None, running.stderr.read()
+
+
+IN_A_HURRY = (
+    "import sys, run_ssd_live_demo\n"
+    "from vision import cli\n"
+    "from vision.live import app, pipeline\n"
+    "pipeline.PARTING = float(sys.argv.pop(1))\n"
+    "app.leave(cli.run(run_ssd_live_demo.main))"
+)
+
+
+@pytest.mark.parametrize("parting, signals", [(0.5, 1), (300, 2)])
+def test_a_signal_ends_it_where_nobody_reads_what_it_writes(live, model, tmp_path, script, parting, signals):
+    film, lines = live.write_film(tmp_path / "film.avi", 10), tmp_path / "out.jsonl"
+    words = [parting, model, film, "--loop", "--quiet", "--output", "-", "--output", lines]
+    running = script(*words, code=IN_A_HURRY, stderr=subprocess.DEVNULL)
+    wait_until_it_stands(live, running, lines)
+    running.send_signal(signal.SIGTERM)
+    for _ in range(signals - 1):
+        time.sleep(app.IMPATIENT + 0.5)
+        assert running.poll() is None
+        running.send_signal(signal.SIGTERM)
+    assert running.wait(60) == 143
+
+
+def wait_until_it_stands(live, running, lines):
+    """The pipe is full when the other output gets nothing more either."""
+    sizes = [-1]
+
+    def stands():
+        assert running.poll() is None
+        sizes.append(lines.stat().st_size if lines.exists() else 0)
+        time.sleep(0.5)
+        return sizes[-1] > 50_000 and sizes[-1] == sizes[-2]
+
+    live.wait_until(stands, seconds=80)
+
+
+def test_a_source_that_falls_silent_does_not_hold_the_end_up(live, model, tmp_path, script):
+    film, lines = live.write_film(tmp_path / "film.mkv", 100, codec="mp4v"), tmp_path / "out.jsonl"
+    running = script(model, "-", "--output", lines, stdin=subprocess.PIPE)
+    running.stdin.write(film.read_bytes()[:-2000])
+    running.stdin.flush()
+    wait_for_lines(live, running, lines)
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(60) == 143
+    assert b"Traceback" not in running.stderr.read() and live.read_lines(lines)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")  # noqa: PTH110

@@ -144,7 +144,7 @@ def test_a_film_opens_even_when_the_program_was_killed(live, tmp_path, suffix):
         "for n in range(100): w.write(rng.integers(0, 256, (480, 640, 3), dtype=np.uint8), n / 25)\n"
         "os.kill(os.getpid(), 9)\n"
     )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    assert subprocess.run([sys.executable, "-c", code], timeout=90).returncode == -9
     assert len(live.read_film(path)) > 20, "but for what an encoder still held back"
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence
 
 import cv2
 import numpy as np
@@ -29,6 +29,9 @@ from vision.live.tracking import LOW, Tracker
 log = logging.getLogger(__name__)
 
 EXIT_TERMINATED = 143
+IMPATIENT = 1.0
+"""Seconds after a signal from which on a second one ends the program as it is; some shells send each twice."""
+
 SAY_EVERY = 5.0
 """Seconds between two lines with figures."""
 
@@ -254,10 +257,14 @@ def _check_overwriting(words: Sequence[str], outputs: Sequence[str]) -> None:
 
 def _run(pipeline: Pipeline, options: LiveOptions) -> int:
     code = [0]
+    asked: List[float] = []
 
     def end(number: int, frame: Optional[FrameType]) -> None:
         code[0] = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_TERMINATED
-        pipeline.stop()
+        asked.append(time.monotonic())
+        if asked[-1] - asked[0] > IMPATIENT:
+            os._exit(code[0])
+        pipeline.ask_to_stop()
 
     before: Dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
@@ -270,12 +277,27 @@ def _run(pipeline: Pipeline, options: LiveOptions) -> int:
         pipeline.run()
     finally:
         done.set()
+        if speaker.ident is not None:
+            speaker.join(1.0)  # it writes to the stream that the interpreter closes
         for number, handler in before.items():
             signal.signal(number, handler)
     for line in ending(pipeline):
         log.info("%s", line)
     problems = len(pipeline.failures) + sum(source.problems for source in pipeline.sources)
     return code[0] or (EXIT_USER_ERROR if problems else 0)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process.
+
+    A thread that hangs in a camera's driver or in a pipe that nobody reads would make the interpreter's own end wait
+    for its locks, or crash when it wakes among what was taken down.
+    """
+    others = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
+    if any(thread.daemon for thread in others):
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _speak(pipeline: Pipeline, done: threading.Event) -> None:

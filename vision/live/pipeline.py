@@ -7,6 +7,7 @@ takes it as late as it can; so what is shown is never older than the stages take
 """
 
 import logging
+import math
 import threading
 import time
 from dataclasses import dataclass, field
@@ -32,6 +33,9 @@ SMALL_WAIT = 0.05
 
 FAREWELL = 3.0
 """Seconds that a source may take to end after it was told to."""
+
+PARTING = 30.0
+"""Seconds that stages and outputs may take to finish what is under way after somebody has ended it."""
 
 
 @dataclass(eq=False)
@@ -138,6 +142,8 @@ class Pipeline:
         self._broken: Optional[BaseException] = None
         self._lost: List[UserError] = []
         self._stopped = threading.Event()
+        self._stopped_at = math.inf
+        self._asked = False
         self._changed = threading.Condition()
         # A film is read a little ahead, which evens out frames that are slow to decode.
         self._captured = [
@@ -164,10 +170,20 @@ class Pipeline:
         return sum(link.dropped for link in self._captured)
 
     def stop(self) -> None:
-        """End soon, as if all sources had ended now. From any thread."""
+        """End soon, as if all sources had ended now. From any thread, but not from a signal handler."""
+        self._stopped_at = min(self._stopped_at, monotonic())
         self._stopped.set()
         for link in self._captured:
             link.abort()
+
+    def ask_to_stop(self) -> None:
+        """`stop`, for signal handlers. It takes no lock: what the signal has interrupted may hold it."""
+        self._asked = True
+
+    def _heed(self) -> None:
+        """Do what a signal handler has asked for."""
+        if self._asked and not self._stopped.is_set():
+            self.stop()
 
     def run(self) -> None:
         """Until all sources have ended, or `stop`. Call it in the main thread, which a window needs.
@@ -193,9 +209,9 @@ class Pipeline:
             if not output.in_main_thread
         ]
         self.figures.started = monotonic()
-        for thread in stages + writers + captures:
-            thread.start()
         try:
+            for thread in stages + writers + captures:
+                thread.start()
             self._main_loop(stages + writers)
         finally:
             self.stop()
@@ -203,11 +219,13 @@ class Pipeline:
                 link.close()
             for source in self.sources:
                 source.stop()
-            for thread in stages + writers:
-                thread.join()
-            end = monotonic() + FAREWELL
-            for thread in captures:
-                thread.join(max(0.0, end - monotonic()))
+            # With all links closed those who waited for one that hangs can finish, too.
+            for thread in _waited_for(
+                stages + writers, max(self._stopped_at + PARTING, monotonic() + FAREWELL)
+            ):
+                self.failures.append(f"{thread.name}: did not end within {PARTING:g} s")
+                log.error("error: %s", self.failures[-1])
+            _waited_for(captures, monotonic() + FAREWELL)
         if self._broken is not None:
             raise self._broken
         if len(self._lost) == len(self.sources):
@@ -224,9 +242,10 @@ class Pipeline:
             for number in mine:
                 self._write(number)
         for thread in threads:
-            # Short waits, so that Ctrl-C is heard.
-            while thread.is_alive():
+            # Short waits, so that Ctrl-C is heard. Without it a slow output may take as long as it likes.
+            while thread.is_alive() and monotonic() < self._stopped_at + PARTING:
                 thread.join(0.2)
+                self._heed()
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """A stage that breaks ends everything; the first reason is kept."""
@@ -389,6 +408,7 @@ class Pipeline:
         try:
             while True:
                 result = link.get(SMALL_WAIT if output.in_main_thread else None)
+                self._heed()
                 if result is None:
                     break
                 if result is IDLE:
@@ -411,6 +431,14 @@ class Pipeline:
             except (UserError, OSError) as error:
                 self.failures.append(f"{output.name}: {error}")
                 log.error("error: %s", self.failures[-1])
+
+
+def _waited_for(threads: Sequence[threading.Thread], end: float) -> List[threading.Thread]:
+    """Wait for threads until time.monotonic() is `end`; gives those that are not done then."""
+    for thread in threads:
+        if thread.ident is not None:  # it was started
+            thread.join(max(0.0, end - monotonic()))
+    return [thread for thread in threads if thread.is_alive()]
 
 
 def _source_of(result: Result) -> int:
