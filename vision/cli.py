@@ -14,11 +14,26 @@ or `--flag False`. A list takes several values. Checks belong in the dataclass's
 import argparse
 import contextlib
 import dataclasses
+import difflib
+import io
 import logging
 import os
 import sys
 import typing
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    NoReturn,
+    Optional,
+    Sequence,
+    Tuple,
+    Type,
+    TypeVar,
+)
 
 from vision.errors import UserError
 
@@ -96,12 +111,40 @@ def _help(metadata: Mapping[str, Any], default: Any) -> str:
     return (metadata["help"] + shown).replace("%", "%%")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in a line instead of listing all that could have been right."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USER_ERROR, f"error: {message}; --help lists the options\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, unknown = super().parse_known_args(args, namespace)
+        flags = [word.split("=")[0] for word in unknown if word.startswith("--") and len(word) > 2]
+        if flags:
+            near = difflib.get_close_matches(flags[0], list(self._option_string_actions), n=1)
+            self.error(f"there is no {flags[0]}" + (f", did you mean {near[0]}?" if near else ""))
+        return parsed, unknown
+
+
+def _program(options: Type[Any]) -> Optional[str]:
+    """What is typed to run these options as a module; None for a script, whose file name says it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None:
+        return None
+    package, _, last = spec.name.rpartition(".")
+    if last != "__main__":
+        return f"python -m {spec.name}"
+    inside = options.__module__.startswith(f"{package}.")
+    return f"python -m {package}" + (f" {options.__module__[len(package) + 1 :]}" if inside else "")
+
+
 def parser_for(options: Type[Any], description: str, epilog: str = "") -> argparse.ArgumentParser:
     """An argparse parser whose flags are the fields of a dataclass made with `option`.
 
     Options that were not given are absent from the parsed namespace.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
+        prog=_program(options),
         description=description,
         epilog=epilog,
         argument_default=argparse.SUPPRESS,
@@ -154,18 +197,19 @@ def parse(
 
 
 @contextlib.contextmanager
-def needs(extra: str) -> Iterator[None]:
+def needs(extra: str = "") -> Iterator[None]:
     """Round the imports of a script: a package that is not installed is said in a line, with exit code 2.
 
     Args:
-        extra: of this project, that brings it.
+        extra: of this project, that brings it; none for what the base brings.
     """
     try:
         yield
     except ModuleNotFoundError as error:
         if not error.name or error.name.split(".")[0] == "vision":
             raise
-        print(f"error: this needs {error.name}: pip install '.[{extra}]'", file=sys.stderr)
+        what = f"'.[{extra}]'" if extra else "."
+        print(f"error: this needs {error.name}: pip install {what}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
 
 
@@ -174,9 +218,13 @@ def run(
 ) -> int:
     """Run a script's `main(argv)` and return its exit code.
 
-    A `UserError` is printed without a traceback and gives 2; Ctrl-C gives 130. What the library says through
-    `logging` goes to stdout as plain lines.
+    A `UserError`, and what the system refuses (a full disk, a folder in place of a file), is printed without a
+    traceback and gives 2; Ctrl-C gives 130. What the library says through `logging` goes to stdout as plain lines.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal has no letters for is no reason to end.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
         return main(argv) or 0
@@ -191,3 +239,10 @@ def run(
         # The reader (`head`) has left; Python would complain once more while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.strerror is None:  # not from the system
+            raise
+        sys.stdout.flush()
+        named = f"{error.filename}: " if error.filename is not None else ""
+        print(f"error: {named}{error.strerror}", file=sys.stderr)
+        return EXIT_USER_ERROR
