@@ -33,7 +33,7 @@ from vision.data import Dataset, open_dataset  # noqa: E402
 from vision.data.images import read_image  # noqa: E402
 from vision.detector import Detector  # noqa: E402
 from vision.errors import UserError  # noqa: E402
-from vision.export.accuracy import mean_ap  # noqa: E402
+from vision.evaluation.inference import mean_ap  # noqa: E402
 from vision.export.tensorrt import BuildOptions, build, report  # noqa: E402
 from vision.runtimes import open_detector  # noqa: E402
 from vision.runtimes.cuda_driver import find_gpu  # noqa: E402

@@ -26,6 +26,7 @@ FLOORS = {
     "vision.runtimes": 2,
     "vision.live": 2,
     "vision.doctor": 2,
+    "vision.parity": 2,
     "vision.nets": 3,
     "vision.ssd": 4,
     "vision.matching": 4,

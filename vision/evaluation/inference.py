@@ -7,8 +7,11 @@ from typing import Any, Iterator, List, Sequence, Tuple
 import numpy as np
 
 from vision.data.images import read_image
-from vision.data.sample import Sample
+from vision.data.sample import Dataset, Sample
 from vision.detector import Detections, Detector
+from vision.errors import UserError
+from vision.evaluation import voc
+from vision.evaluation.classes import common_classes, detections_under, sample_under
 
 SCORE_THRESHOLD = 0.01
 """Detections below this do not enter an evaluation, as in the original."""
@@ -48,3 +51,19 @@ def _read(detector: Detector, samples: Sequence[Sample]) -> Tuple[np.ndarray, Li
     """The blob of a batch, and (height, width) of its images; the photographs themselves are let go."""
     images = [read_image(sample.path, size=sample.size) for sample in samples]
     return detector.preprocess(images), [(image.shape[0], image.shape[1]) for image in images]
+
+
+def mean_ap(detector: Detector, dataset: Dataset, threshold: float = SCORE_THRESHOLD) -> float:
+    """mAP (VOC, 11 points, IoU 0.5) of the classes that detector and data share.
+
+    Raises UserError where the data has nothing to find.
+    """
+    classes = common_classes(detector.classes, dataset.classes, ignore_missing=True)
+    samples = [sample_under(sample, dataset.classes, classes) for sample in dataset.samples]
+    found = [detections_under(one, classes) for one in detect_samples(detector, dataset.samples, threshold)]
+    mean = voc.evaluate(found, samples, classes, 0.5, "11point").mean
+    if mean is None:
+        raise UserError(
+            f"{dataset.name} holds no object of {', '.join(classes[1:])}; nothing to measure with"
+        )
+    return mean

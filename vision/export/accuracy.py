@@ -20,9 +20,7 @@ from vision.data.images import read_image
 from vision.data.sample import Dataset, Sample
 from vision.detector import Detector
 from vision.errors import UserError
-from vision.evaluation import voc
-from vision.evaluation.classes import common_classes, detections_under, sample_under
-from vision.evaluation.inference import SCORE_THRESHOLD, detect_samples
+from vision.evaluation.inference import SCORE_THRESHOLD, detect_samples, mean_ap
 from vision.export.files import write_bytes
 from vision.export.quantize import (
     KINDS,
@@ -153,19 +151,6 @@ def detector_of(model: onnx.ModelProto, card: ModelCard, threads: int = 0) -> De
     run = ExportedRun(exported, lambda blob: runner.run(list(outputs), {name: blob}), "onnxruntime")
     layout = "bytes" if card.form == "uint8" else "planes"
     return Detector(run, card.input, card.classes, card.net, BATCH, layout)
-
-
-def mean_ap(detector: Detector, dataset: Dataset, threshold: float = SCORE_THRESHOLD) -> float:
-    """mAP (VOC, 11 points, IoU 0.5). Raises UserError where the data has nothing to find."""
-    classes = common_classes(detector.classes, dataset.classes, ignore_missing=True)
-    samples = [sample_under(sample, dataset.classes, classes) for sample in dataset.samples]
-    found = [detections_under(one, classes) for one in detect_samples(detector, dataset.samples, threshold)]
-    mean = voc.evaluate(found, samples, classes, 0.5, "11point").mean
-    if mean is None:
-        raise UserError(
-            f"{dataset.name} holds no object of {', '.join(classes[1:])}; nothing to measure with"
-        )
-    return mean
 
 
 def as_truth(detector: Detector, dataset: Dataset, threshold: float) -> Dataset:

@@ -14,9 +14,7 @@ from vision.data.sample import Dataset
 from vision.data.shapes import paint_picture
 from vision.detector import Detector
 from vision.errors import UserError
-from vision.evaluation import voc
-from vision.evaluation.classes import common_classes, detections_under, sample_under
-from vision.evaluation.inference import SCORE_THRESHOLD, detect_samples
+from vision.evaluation.inference import SCORE_THRESHOLD, mean_ap
 from vision.export.onnx import ALL_BOXES, ALL_SCORES, INPUT, Exported, preprocessed, run_torch
 from vision.export.retarget import IR_VERSIONS, opset_of
 from vision.runtimes import open_detector
@@ -282,20 +280,8 @@ def compare_mean_ap(
 
     Raises UserError when they differ by more than 0.1 points, or the data has nothing to find.
     """
-    exported = open_detector(path, "onnxruntime")
-    classes = common_classes(torch_detector.classes, dataset.classes, ignore_missing=True)
-    samples = [sample_under(sample, dataset.classes, classes) for sample in dataset.samples]
-    values = []
-    for detector in (torch_detector, exported):
-        found = [
-            detections_under(one, classes) for one in detect_samples(detector, dataset.samples, threshold)
-        ]
-        mean = voc.evaluate(found, samples, classes, 0.5, "11point").mean
-        if mean is None:
-            raise UserError(
-                f"{dataset.name} holds no object of {', '.join(classes[1:])}; nothing to verify with"
-            )
-        values.append(mean)
+    detectors = torch_detector, open_detector(path, "onnxruntime")
+    values = [mean_ap(detector, dataset, threshold) for detector in detectors]
     if not abs(values[0] - values[1]) <= MAP_TOLERANCE:
         raise UserError(
             f"{path}: mAP {values[1]:.4f} on {dataset.name}, but {values[0]:.4f} in torch; at most "

@@ -158,12 +158,17 @@ def choose_runtime(path: Path, runtime: str = "auto") -> str:
         if runtime not in RUNTIMES:
             raise UserError(f"unknown runtime {runtime!r}; known: auto, {', '.join(RUNTIMES)}")
         return runtime
+    readers, installed = readers_of(path)
+    # With none installed the first is tried, and its message says how to get it.
+    return (installed or readers)[0]
+
+
+def readers_of(path: Path) -> Tuple[List[str], List[str]]:
+    """Names in RUNTIMES of all that read such files, and of those that are installed. Raises UserError for none."""
     readers = [name for name, line in RUNTIMES.items() if path.suffix.lower() in line.suffixes]
     if not readers:
         raise UserError(f"{path}: nothing here runs a {path.suffix or 'nameless'} file. Known: {_known()}")
-    installed = [name for name in readers if _is_installed(RUNTIMES[name].needs)]
-    # With none installed the first is tried, and its message says how to get it.
-    return (installed or readers)[0]
+    return readers, [name for name in readers if _is_installed(RUNTIMES[name].needs)]
 
 
 def _is_installed(package: str) -> bool:
