@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from vision import cli
-from vision.caffe2_net import pair_named
-from vision.card import ModelCard, write_sidecar
 from vision.cli import option
 from vision.errors import UserError
-from vision.runtimes import open_detector
-from vision.runtimes.exported import describe
-from vision.spec import parse_resolution
+
+with cli.needs():
+    from vision.caffe2_net import pair_named
+    from vision.card import ModelCard, write_sidecar
+    from vision.runtimes import open_detector
+    from vision.runtimes.exported import describe
+    from vision.spec import parse_resolution
 
 DESCRIPTION = "Write a trained net as ONNX and as the two files of Caffe2. Caffe2 itself is not needed."
 USAGE = "convert_to_caffe2_models.py MODEL   or   convert_to_caffe2_models.py NET MODEL LABELS"
@@ -113,7 +115,7 @@ def of_onnx(options: ConvertOptions) -> Converted:
     said = describe(path, options.labels, options.net, options.size(), **options.net_options())
     prefix = Path(options.output_dir) / (options.net or path.stem)
     print(
-        f"Model: {path} ({said.net}, {said.input.width} x {said.input.height}, {len(said.classes)} classes)"
+        f"Model: {path} ({said.net}, {said.input.width} x {said.input.height}, {len(said.classes) - 1} classes)"
     )
     nets = convert(onnx.load(str(path)), prefix.name)
     batch = {"dynamic_batch": said.batch is None, "batch_size": said.batch or 1}
@@ -141,7 +143,7 @@ def of_checkpoint(options: ConvertOptions) -> Converted:
     path = best_checkpoint(options.model) if options.model.is_dir() else options.model
     source = open_source(path, options.net, options.labels, options.size(), **options.net_options())
     height, width = source.input.size
-    print(f"Model: {path} ({source.net.spec.name}, {width} x {height}, {len(source.classes)} classes)")
+    print(f"Model: {path} ({source.net.spec.name}, {width} x {height}, {len(source.classes) - 1} classes)")
     prefix = Path(options.output_dir) / (options.net or source.net.spec.name)
     plan = Plan(dynamic_batch=True)
     exported = export(source.net, source.classes, source.input, plan, source.data, source.metrics)

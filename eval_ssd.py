@@ -8,18 +8,20 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from vision import cli
 from vision.cli import option
-from vision.data import Dataset, open_dataset, summary
-from vision.data.open_images import GROUP_RULES
-from vision.detector import NMS_METHODS, Detections, Detector
 from vision.errors import UserError
-from vision.evaluation import coco, open_images, voc
-from vision.evaluation.classes import common_classes, detections_under, sample_under
-from vision.evaluation.curves import draw_curves
-from vision.evaluation.detection_files import write_detections
-from vision.evaluation.inference import SCORE_THRESHOLD, detect_samples
-from vision.evaluation.report import Report
-from vision.runtimes import RUNTIMES, open_detector
-from vision.spec import parse_resolution
+
+with cli.needs():
+    from vision.data import Dataset, open_dataset, summary
+    from vision.data.open_images import GROUP_RULES
+    from vision.detector import NMS_METHODS, Detections, Detector
+    from vision.evaluation import coco, open_images, voc
+    from vision.evaluation.classes import common_classes, detections_under, sample_under
+    from vision.evaluation.curves import draw_curves
+    from vision.evaluation.detection_files import write_detections
+    from vision.evaluation.inference import SCORE_THRESHOLD, detect_samples
+    from vision.evaluation.report import Report
+    from vision.runtimes import RUNTIMES, open_detector
+    from vision.spec import parse_resolution
 
 DESCRIPTION = (
     "Average precision of a detector on a data set. A checkpoint of train_ssd.py needs nothing but "
@@ -122,7 +124,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     )
     print(summary(dataset))
     classes = common_classes(detector.classes, dataset.classes, options.ignore_missing_classes)
-    print(f"Model: {options.trained_model} ({detector.name}, {len(detector.classes)} classes)")
+    print(f"Model: {options.trained_model} ({detector.name}, {len(detector.classes) - 1} classes)")
 
     start = time.perf_counter()
     found = _detect(detector, dataset, options)

@@ -7,13 +7,12 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from vision import cli
 from vision.cli import option
-from vision.data import open_dataset
-from vision.data.images import read_image
-from vision.detector import Detector
 from vision.errors import UserError
-from vision.spec import parse_resolution
 
 with cli.needs("export"):
+    from vision.data import open_dataset
+    from vision.data.images import read_image
+    from vision.detector import Detector
     from vision.export import accuracy, qat, tensorrt
     from vision.export.bundle import write_bundle
     from vision.export.onnx import EXPORTERS, TARGETS, Exported, Plan, export
@@ -21,6 +20,7 @@ with cli.needs("export"):
     from vision.export.source import Source, best_checkpoint, open_source
     from vision.export.tensorrt import PrecisionOptions
     from vision.runtimes.pytorch import TorchRun, pick_device
+    from vision.spec import parse_resolution
 
 DESCRIPTION = "Write a trained net as one ONNX file that carries its labels, size and normalisation."
 EPILOG = """A MODEL is a checkpoint of train_ssd.py, bare weights (with --net and --labels, where they cannot be
@@ -172,7 +172,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         fine_tune(source, options)
     output = options.output_file(source)
     height, width = source.input.size
-    print(f"Model: {source.path} ({source.net.spec.name}, {width} x {height}, {len(source.classes)} classes)")
+    print(
+        f"Model: {source.path} ({source.net.spec.name}, {width} x {height}, {len(source.classes) - 1} classes)"
+    )
     exported = export(source.net, source.classes, source.input, options.plan(), source.data, source.metrics)
     published = publish(exported, source, output, options.verify)
     if published.verification is not None:

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Set
 
-import numpy as np
-
 from vision import cli
 from vision.cli import option
-from vision.data.images import SUFFIXES, read_image
-from vision.data.sheets import write_image
-from vision.detector import NMS_METHODS, Detections, Detector
-from vision.drawing import draw_boxes
 from vision.errors import UserError
-from vision.runtimes import RUNTIMES, ModelArguments, model_arguments, open_detector
+
+with cli.needs():
+    from numpy import ndarray
+
+    from vision.data.images import SUFFIXES, read_image
+    from vision.data.sheets import write_image
+    from vision.detector import NMS_METHODS, Detections, Detector
+    from vision.drawing import draw_boxes
+    from vision.runtimes import RUNTIMES, ModelArguments, model_arguments, open_detector
 
 DESCRIPTION = "Find objects on photographs."
 USAGE = "run_ssd_example.py MODEL IMAGE...   or   run_ssd_example.py NET MODEL LABELS IMAGE..."
@@ -69,7 +71,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         threads=options.threads or None,
         batch_size=options.batch_size,
     )
-    print(f"Model: {job.model} ({detector.name}, {len(detector.classes)} classes)")
+    print(f"Model: {job.model} ({detector.name}, {len(detector.classes) - 1} classes)")
     results: Dict[Path, Detections] = {}
     for start in range(0, len(images), options.batch_size):
         batch = images[start : start + options.batch_size]
@@ -138,7 +140,7 @@ def detect_files(
     detector: Detector, paths: Sequence[Path], outputs: Dict[Path, Path], options: ExampleOptions
 ) -> Dict[Path, Detections]:
     """Detect on one batch of files and write their pictures; a file that cannot be read is said and left out."""
-    images: Dict[Path, np.ndarray] = {}
+    images: Dict[Path, ndarray] = {}
     for path in paths:
         try:
             images[path] = read_image(path, upright=True)

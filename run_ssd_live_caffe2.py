@@ -5,12 +5,14 @@ from typing import List, Optional, Sequence
 
 from vision import cli
 from vision.cli import option
-from vision.detector import Detector
 from vision.errors import UserError
-from vision.live import app
-from vision.live.app import LiveOptions
-from vision.runtimes import open_detector
-from vision.spec import parse_resolution
+
+with cli.needs():
+    from vision.detector import Detector
+    from vision.live import app
+    from vision.live.app import LiveOptions
+    from vision.runtimes import open_detector
+    from vision.spec import parse_resolution
 
 DESCRIPTION = "Find objects in what a camera, a stream or a film shows, with a net in Caffe2."
 USAGE = "run_ssd_live_caffe2.py INIT_NET PREDICT_NET LABELS [SOURCE ...]"

@@ -3,11 +3,13 @@
 from typing import Optional, Sequence
 
 from vision import cli
-from vision.detector import Detector
 from vision.errors import UserError
-from vision.live import app
-from vision.live.app import LiveOptions
-from vision.runtimes import ModelArguments, model_arguments, open_detector
+
+with cli.needs():
+    from vision.detector import Detector
+    from vision.live import app
+    from vision.live.app import LiveOptions
+    from vision.runtimes import ModelArguments, model_arguments, open_detector
 
 DESCRIPTION = "Find objects in what a camera, a stream or a film shows."
 USAGE = "run_ssd_live_demo.py MODEL [SOURCE ...]   or   run_ssd_live_demo.py NET MODEL LABELS [SOURCE ...]"

@@ -57,6 +57,22 @@ def test_nothing_given(script, capsys):
     assert code == 2 and error == "error: --trained_model is missing\n"
 
 
+@pytest.mark.parametrize("package", ["numpy", "cv2"])
+def test_a_missing_package_is_a_line(package):
+    code = (
+        f"import sys, runpy; sys.modules[{package!r}] = None; runpy.run_path('eval_ssd.py', {{}}, '__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, f"error: this needs {package}: pip install .\n")
+
+
+def test_a_report_that_cannot_be_written_is_a_line(script, capsys, work, tmp_path):
+    (tmp_path / "file").touch()
+    options = "--trained_model", work / "net.pth", "--dataset", work / "shapes"
+    code, _, error = run(script, capsys, *options, "--eval_dir", tmp_path / "file")
+    assert (code, error) == (2, f"error: {tmp_path / 'file'}: File exists\n")
+
+
 def test_model_and_data_are_enough(script, capsys, work, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = run(
@@ -69,7 +85,7 @@ def test_model_and_data_are_enough(script, capsys, work, tmp_path, monkeypatch):
         "--json",
         "a/r.json",
     )
-    assert code == 0
+    assert code == 0 and ", 6 classes)" in out
     report = json.loads(Path("a/r.json").read_text(encoding="utf-8"))
     dataset = open_dataset(work / "shapes", "test")
     assert report["images"] == len(dataset) and [c["class"] for c in report["classes"]] == list(

@@ -92,20 +92,20 @@ def test_the_report_is_for_people():
     )
     text = str(report)
     assert "mb1-ssd from a.pth" in text
-    assert "trained for 4 classes, this net has 3" in text
+    assert "trained for 3 classes, this net has 2" in text
     assert "classes kept: BACKGROUND, b; fresh: z" in text
 
 
 def test_nameless_heads_of_the_same_count_load_whole_and_it_is_said():
     report = load_weights(small("mb1-ssd", 4), small("mb1-ssd", 4).state_dict(), "a.pth", ABC)
     assert not report.fresh
-    assert "4 classes have no names" in str(report)
+    assert "3 classes have no names" in str(report)
 
 
 def test_names_must_be_as_many_as_the_heads_have_rows():
-    with pytest.raises(UserError, match="a.pth has 4 classes, but 2 names"):
+    with pytest.raises(UserError, match="a.pth has 3 classes, but 1 names"):
         load_weights(small("mb1-ssd", 4), small("mb1-ssd", 4).state_dict(), "a.pth", ABC, ("BACKGROUND", "a"))
-    with pytest.raises(UserError, match="the net has 4 classes, but 2 names"):
+    with pytest.raises(UserError, match="the net has 3 classes, but 1 names"):
         load_weights(small("mb1-ssd", 4), small("mb1-ssd", 4).state_dict(), "a.pth", ("BACKGROUND", "a"), ABC)
 
 

@@ -244,20 +244,20 @@ def _rows_to_keep(
     ):
         if names is not None and len(names) != count:
             raise UserError(
-                f"{whose} has {count} classes, but {len(names)} names are given: {', '.join(names)}"
+                f"{whose} has {count - 1} classes, but {len(names) - 1} names are given: {', '.join(names[1:])}"
             )
     named = classes is not None and state_classes is not None
     if not named and trained_for == net.num_classes:
         if classes is not None:
             report.notes.append(
-                f"its {trained_for} classes have no names; they are taken to be these, in order"
+                f"its {trained_for - 1} classes have no names; they are taken to be these, in order"
             )
         return None
     if named and list(classes or ()) == list(state_classes or ()):
         return None
 
     if trained_for != net.num_classes:
-        report.notes.append(f"trained for {trained_for} classes, this net has {net.num_classes}")
+        report.notes.append(f"trained for {trained_for - 1} classes, this net has {net.num_classes - 1}")
     if not named:
         report.notes.append("the names of its classes are unknown, so only BACKGROUND is kept of the heads")
     new = list(classes or [BACKGROUND] + [f"class {i}" for i in range(1, net.num_classes)])

@@ -127,7 +127,7 @@ def run(open_model: Callable[[], Detector], words: Sequence[str], options: LiveO
     sources = open_sources(list(words) or ["0"], options.capture())
     _check_overwriting(words, options.output)
     detector = open_model()
-    log.info("Model: %s, %d classes", detector.name, len(detector.classes))
+    log.info("Model: %s, %d classes", detector.name, len(detector.classes) - 1)
     settings = Settings(options.values()._replace(shown=class_numbers(options.classes, detector.classes)))
     outputs = options.output or default_outputs()
     sources = [_dressed(source, options, outputs) for source in sources]
