@@ -307,6 +307,11 @@ def test_addresses_that_are_none(word):
         stream_pipelines(word)
 
 
+def test_the_password_of_a_stream_is_not_shown():
+    assert Stream("rtsp://me:secret@server:8554/live", [source()]).name == "rtsp://server:8554/live"
+    assert Stream("x264enc ! fakesink", [source()]).name == "x264enc ! fakesink"
+
+
 def test_a_stream_without_gstreamer():
     if has_gstreamer():
         pytest.skip("this OpenCV has GStreamer")

@@ -6,7 +6,6 @@ import json
 import shutil
 import socket
 import struct
-import threading
 import time
 
 import cv2
@@ -125,6 +124,102 @@ def test_mjpeg_can_be_read_by_opencv(watched):
     assert ok and frame.shape == (96, 128, 3)
 
 
+# --- what is no request, or none that ends ---
+
+
+def raw(view, data=b"", seconds=20.0):
+    """All that comes back before the connection is closed."""
+    with socket.create_connection(("127.0.0.1", view.port), timeout=seconds) as line:
+        line.sendall(data)
+        answer = b""
+        while True:
+            more = line.recv(65536)
+            if not more:
+                return answer
+            answer += more
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GARBAGE\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\n bad\r\n\r\n",
+        b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03" + bytes(100),
+    ],
+)
+def test_what_is_no_request_gets_nothing_and_is_not_worth_a_stack(watched, caplog, data):
+    head, _, body = raw(watched(), data).partition(b"\r\n\r\n")
+    assert body == b"" and b"aiohttp" not in head and b"Python" not in head
+    assert "Traceback" not in caplog.text and "Error handling" not in caplog.text
+
+
+def gone(line):
+    """Whether the other side has closed the connection."""
+    line.settimeout(0.01)
+    try:
+        return line.recv(65536) == b""
+    except socket.timeout:
+        return False
+    except OSError:
+        return True
+
+
+@pytest.mark.parametrize(
+    "begin", [b"", b"GET / HTTP/1.1\r\nHost: ", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"]
+)
+def test_a_request_that_does_not_end_is_let_go(live, watched, monkeypatch, begin):
+    monkeypatch.setattr(module, "SILENCE", 0.5)
+    view = watched("0.0.0.0")
+    with socket.create_connection(("127.0.0.1", view.port)) as line:
+        line.sendall(begin)
+        live.wait_until(lambda: gone(line))
+    live.wait_until(lambda: not view._guests)
+
+
+def test_a_request_without_end_is_cut_off(watched):
+    view = watched("0.0.0.0")
+    with socket.create_connection(("127.0.0.1", view.port), timeout=20) as line, pytest.raises(OSError):
+        line.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX: ")
+        while True:
+            line.sendall(b"a" * 4000 + b"\r\nX: ")
+            time.sleep(0.001)
+
+
+def test_who_says_nothing_keeps_nobody_out(live, watched, monkeypatch):
+    monkeypatch.setattr(module, "MOST_CONNECTIONS", 6)
+    view = watched()
+    lines = [socket.create_connection(("127.0.0.1", view.port)) for _ in range(12)]
+    try:
+        viewer = asyncio.run(Viewer(view).watch(enough=lambda viewer: len(viewer.pictures) > 3))
+        assert len(viewer.pictures) > 3 and ask(view)[0] == 200
+        assert len(view._guests) <= 6
+        live.wait_until(lambda: sum(gone(line) for line in lines) >= 6)
+    finally:
+        for line in lines:
+            line.close()
+
+
+def test_a_stream_that_is_left_during_a_pause_is_noticed(live, watched):
+    view = watched()
+    with socket.create_connection(("127.0.0.1", view.port), timeout=20) as line:
+        line.sendall(f"GET /stream/0.mjpg HTTP/1.1\r\nHost: 127.0.0.1:{view.port}\r\n\r\n".encode())
+        line.recv(1000)
+        view.pipeline.settings.change(paused=True)
+        time.sleep(0.3)
+    live.wait_until(lambda: view.viewers == 0)
+
+
+def test_a_server_that_does_not_start_is_told(live, monkeypatch):
+    async def broken(*arguments):
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(WebView, "_live", broken)
+    with pytest.raises(UserError, match="did not start .*no"):
+        WebView("127.0.0.1", 0, live.make_pipeline([])).open()
+
+
 # --- who may come in ---
 
 
@@ -154,6 +249,16 @@ def test_loopback_needs_no_token(watched):
 def test_other_pages_in_the_same_browser_get_nothing(watched, headers):
     status, _, body = ask(watched(), "/live", headers)
     assert status in (400, 403) and b"vision" not in body
+
+
+@pytest.mark.parametrize(
+    "path, kind, status",
+    [("/", "document", 200), ("/stream/0.mjpg", "image", 403), ("/snapshot/0.jpg", "image", 403),
+     ("/snapshot/0.jpg", "document", 403), ("/page.js", "script", 403)],
+)  # fmt: skip
+def test_a_page_from_elsewhere_may_link_here_but_show_nothing(watched, path, kind, status):
+    headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": kind}
+    assert ask(watched(), path, headers)[0] == status
 
 
 def test_the_token_opens_by_link_and_cookie(watched):
@@ -277,6 +382,13 @@ class Viewer:
                     break
         return self
 
+    async def watch_again(self, enough, seconds=60.0):
+        """As a page does: who was let go on a busy machine comes back."""
+        end = time.monotonic() + seconds
+        while not enough(self) and time.monotonic() < end:
+            await self.watch(end - time.monotonic(), enough=enough)
+        return self
+
     def heads(self):
         return [json.loads(data[2 : 2 + struct.unpack(">H", data[:2])[0]]) for data in self.pictures]
 
@@ -315,27 +427,26 @@ def test_a_wish_changes_what_all_see(watched):
     assert any(text.get("settings", {}).get("threshold") == 0.8 for text in other.texts)
 
 
-def test_a_viewer_that_does_not_answer_gets_one_picture_and_slows_nobody(watched, monkeypatch):
+def test_a_viewer_that_does_not_answer_gets_one_picture_and_slows_nobody(live, watched, monkeypatch):
     monkeypatch.setattr(module, "PATIENCE", 1.5)
     view = watched()
 
     async def both():
-        good = Viewer(view).watch(enough=lambda viewer: len(viewer.pictures) > 10)
-        return await asyncio.gather(Viewer(view).watch(4.0, answer=False), good)
+        good = Viewer(view).watch_again(lambda viewer: len(viewer.pictures) > 10)
+        return await asyncio.gather(Viewer(view).watch(60.0, answer=False), good)
 
     silent, good = asyncio.run(both())
     assert len(silent.pictures) == 1 and len(good.pictures) > 10
-    end = time.monotonic() + 10
-    while view.viewers and time.monotonic() < end:
-        time.sleep(0.05)
-    assert view.viewers == 0, "it was let go"
+    live.wait_until(lambda: view.viewers == 0)
 
 
 def test_viewers_that_never_read_slow_nobody(live, watched, monkeypatch):
     """Open connections that ask and then leave the answer lying, of both kinds."""
     monkeypatch.setattr(module, "PATIENCE", 2.0)
     view = watched(size=(600, 800))
-    lines = []
+    lines, admitted = [], []
+    admit = view._admitted
+    monkeypatch.setattr(view, "_admitted", lambda: admitted.append(1) or admit())
     for path in ("/stream/0.mjpg", "/live") * 3:
         line = socket.create_connection(("127.0.0.1", view.port))
         line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -345,9 +456,9 @@ def test_viewers_that_never_read_slow_nobody(live, watched, monkeypatch):
             more += "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
         line.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{view.port}\r\n{more}\r\n".encode())
         lines.append(line)
-    live.wait_until(lambda: view.viewers == 6)
+    live.wait_until(lambda: len(admitted) == 6)
     before = view.pipeline.figures.frames
-    good = asyncio.run(Viewer(view).watch(enough=lambda viewer: len(viewer.pictures) > 5))
+    good = asyncio.run(Viewer(view).watch_again(lambda viewer: len(viewer.pictures) > 5))
     assert len(good.pictures) > 5
     live.wait_until(lambda: view.pipeline.figures.frames > before + 10)
     live.wait_until(lambda: view.viewers == 0, 30)
@@ -379,10 +490,30 @@ def test_a_viewer_that_says_too_much_is_let_go(watched):
 
 def test_viewers_are_told_of_the_end(watched):
     view = watched()
-    timer = threading.Timer(0.7, view.pipeline.stop)
-    timer.start()
-    viewer = asyncio.run(Viewer(view).watch())
+
+    def stop_once_seen(viewer):
+        if viewer.pictures:
+            view.pipeline.stop()
+
+    viewer = asyncio.run(Viewer(view).watch(enough=stop_once_seen))
     assert viewer.texts[-1] == {"ended": True}
+
+
+def test_wishes_of_a_flood_are_read_one_by_one(live, watched, monkeypatch):
+    obeyed = []
+    monkeypatch.setattr(module, "obey", lambda *arguments: obeyed.append(time.monotonic()))
+    view = watched()
+
+    async def flood(viewer):
+        async with aiohttp.ClientSession() as session, session.ws_connect(
+            f"http://127.0.0.1:{view.port}/live"
+        ) as line:
+            for _ in range(300):
+                await line.send_str('{"threshold": 0.3}')
+            return await viewer.watch_again(lambda viewer: len(viewer.pictures) > 5)
+
+    assert len(asyncio.run(flood(Viewer(view))).pictures) > 5
+    assert len(obeyed) <= 2 + (obeyed[-1] - obeyed[0]) / module.SMALLEST_PAUSE
 
 
 # --- in a browser ---

@@ -16,7 +16,7 @@ import numpy as np
 
 from vision.data.images import SUFFIXES as PICTURES
 from vision.errors import UserError
-from vision.live.sources import FILMS, WITHOUT_GSTREAMER, Source, fourcc, has_gstreamer
+from vision.live.sources import FILMS, WITHOUT_GSTREAMER, Source, fourcc, has_gstreamer, without_password
 
 if TYPE_CHECKING:
     from vision.live.pipeline import Result
@@ -489,16 +489,16 @@ class Stream(Output):
 
     def __init__(self, word: str, sources: List[Source]) -> None:
         self.word = word
-        self.name = word
+        self.name = word if " ! " in word else without_password(word)
         self.sources = sources
         self._writer: Any = None
         self._size = (0, 0)
 
     def open(self) -> None:
         if not has_gstreamer():
-            raise UserError(f"--output {self.word}: {WITHOUT_GSTREAMER}")
+            raise UserError(f"--output {self.name}: {WITHOUT_GSTREAMER}")
         if len(self.sources) > 1:
-            raise UserError(f"--output {self.word}: a stream shows one source, here are {len(self.sources)}")
+            raise UserError(f"--output {self.name}: a stream shows one source, here are {len(self.sources)}")
 
     def write(self, result: "Result") -> None:
         picture = result.picture
@@ -513,10 +513,10 @@ class Stream(Output):
         for pipeline in stream_pipelines(self.word):
             writer = cv2.VideoWriter(pipeline, cv2.CAP_GSTREAMER, 0, rate, (width, height), True)
             if writer.isOpened():
-                log.info("%s: %s", self.word, pipeline)
+                log.info("%s: %s", self.name, pipeline.replace(self.word, self.name))
                 return writer
         raise UserError(
-            f"--output {self.word}: GStreamer can encode H.264 with none of "
+            f"--output {self.name}: GStreamer can encode H.264 with none of "
             f"{', '.join(name for name, _ in ENCODERS)}, or cannot reach the address. Install "
             "gstreamer1.0-plugins-ugly (x264enc) and, for rtsp://, gstreamer1.0-rtsp; an RTSP server must run there"
         )

@@ -9,7 +9,6 @@ Whoever is not on this machine needs the token, which is part of the printed lin
 import asyncio
 import contextlib
 import hmac
-import inspect
 import ipaddress
 import json
 import logging
@@ -21,7 +20,7 @@ import struct
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Set, Tuple
 from urllib.parse import urlsplit
 
 import cv2
@@ -40,6 +39,9 @@ try:
     from aiohttp import WSMsgType, web
 except ImportError:  # told by WebView.open
     web = None  # type: ignore[assignment]
+
+# aiohttp's side of a connection.
+_Connection: Any = object if web is None else web.RequestHandler
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +62,19 @@ MOST_VIEWERS = 32
 PATIENCE = 20.0
 """Seconds in which a viewer must have taken a picture; then it is let go."""
 
+MOST_CONNECTIONS = 128
+SILENCE = 60.0
+"""Seconds for which a connection may be open without a request that is served; then it is closed."""
+
+LONGEST_REQUEST = 1 << 16
+"""Bytes of a connection before a request of it is served."""
+
 FIGURES_EVERY = 0.5
 LONGEST_MESSAGE = 4096
 """Bytes that a viewer may say at once."""
+
+SMALLEST_PAUSE = 0.01
+"""Seconds between two wishes of a viewer; the page has 50 ms between them."""
 
 QUALITY, SNAPSHOT_QUALITY = 80, 93
 """Of JPEG."""
@@ -115,9 +127,11 @@ class WebView(Output):
         self._coded: Dict[int, Tuple[Result, bytes]] = {}
         self._ended = False
         self._loop: Optional[asyncio.AbstractEventLoop] = None
-        self._bell: Optional[asyncio.Condition] = None
+        self._bell: Optional[asyncio.Event] = None
+        self._guests: Set[_Guest] = set()
         self._thread: Optional[threading.Thread] = None
         self._stop: Optional[asyncio.Event] = None
+        self._fault: Optional[Exception] = None
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -144,7 +158,11 @@ class WebView(Output):
             target=self._serve, args=(listener, ready), name="web server", daemon=True
         )
         self._thread.start()
-        ready.wait(10)
+        ready.wait(30)
+        if self._stop is None:
+            raise UserError(
+                f"--output web: the server at {self.host}, port {self.port} did not start ({self._fault!r})"
+            ) from self._fault
         log.info("Watch at %s", self.address)
 
     def write(self, result: Result) -> None:
@@ -159,7 +177,8 @@ class WebView(Output):
         self._ended = True
         loop, stop, thread = self._loop, self._stop, self._thread
         if loop is not None and stop is not None and thread is not None and thread.is_alive():
-            loop.call_soon_threadsafe(stop.set)
+            with contextlib.suppress(RuntimeError):  # closed just now
+                loop.call_soon_threadsafe(stop.set)
             thread.join(5)
 
     def _code(self, number: int) -> Tuple[Result, bytes]:
@@ -191,15 +210,23 @@ class WebView(Output):
         asyncio.set_event_loop(loop)
         try:
             loop.run_until_complete(self._live(loop, listener, ready))
+        except Exception as error:
+            self._fault = error
+            log.error("error: web view: its server has ended: %r", error)
         finally:
             self._loop = None
+            ready.set()
+            rest = asyncio.all_tasks(loop)
+            for task in rest:
+                task.cancel()
+            if rest:
+                loop.run_until_complete(asyncio.wait(rest, timeout=1.0))
             loop.close()
+            listener.close()
 
     async def _live(
         self, loop: asyncio.AbstractEventLoop, listener: socket.socket, ready: threading.Event
     ) -> None:
-        self._bell, self._stop, self._loop = asyncio.Condition(), asyncio.Event(), loop
-
         @web.middleware
         async def guard(request: Any, handler: Any) -> Any:
             return await self._guarded(request, handler)
@@ -211,30 +238,51 @@ class WebView(Output):
         application.router.add_get("/live", self._viewer)
         application.router.add_get(r"/snapshot/{source:\d{1,3}}.jpg", self._snapshot)
         application.router.add_get(r"/stream/{source:\d{1,3}}.mjpg", self._mjpeg)
-        # aiohttp 3.9 has moved this from the site to the runner.
-        patience: Dict[str, Any] = {"shutdown_timeout": 1.0}
-        of_runner = "shutdown_timeout" in inspect.signature(web.BaseRunner.__init__).parameters
-        runner = web.AppRunner(
-            application, access_log=None, handle_signals=False, **(patience if of_runner else {})
-        )
+        runner = web.AppRunner(application, access_log=None, handle_signals=False)
         await runner.setup()
-        await web.SockSite(runner, listener, **({} if of_runner else patience)).start()
+        server = runner.server
+        assert server is not None
+        listening = await loop.create_server(lambda: _Guest(self, server, loop), sock=listener)
+        self._bell, self._stop, self._loop = asyncio.Event(), asyncio.Event(), loop
         ready.set()
-        await self._stop.wait()
-        async with self._bell:
-            self._bell.notify_all()
+        while not self._stop.is_set():
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), 1.0)
+            self._send_the_silent_away()
+        self._wake()
         await asyncio.sleep(0.2)  # the farewell goes out
+        listening.close()
+        await server.shutdown(1.0)
         await runner.cleanup()
 
     def _wake(self) -> None:
-        asyncio.ensure_future(self._ring_bell())
-
-    async def _ring_bell(self) -> None:
+        """Ring, and hang up a new bell. In the server's thread."""
         assert self._bell is not None
-        async with self._bell:
-            self._bell.notify_all()
+        bell, self._bell = self._bell, asyncio.Event()
+        bell.set()
 
     # --- who may come in ------------------------------------------------------------------------------------
+
+    def _admit(self, guest: "_Guest") -> bool:
+        """Whether one more connection may be open. Where there are too many, the one that is silent longest goes."""
+        if len(self._guests) >= MOST_CONNECTIONS:
+            silent = [other for other in self._guests if not other.served]
+            if not silent:
+                return False
+            self._send_away(min(silent, key=lambda other: other.since))
+        self._guests.add(guest)
+        return True
+
+    def _send_the_silent_away(self) -> None:
+        now = time.monotonic()
+        for guest in list(self._guests):
+            if not guest.served and now - guest.since > SILENCE:
+                self._send_away(guest)
+
+    def _send_away(self, guest: "_Guest") -> None:
+        self._guests.discard(guest)
+        if guest.transport is not None:
+            guest.transport.abort()
 
     @property
     def _cookie(self) -> str:
@@ -246,6 +294,8 @@ class WebView(Output):
         if origin is not None and urlsplit(origin).netloc != host:
             return False  # a page from elsewhere, open in a browser that may
         if not self.token:
+            if request.headers.get("Sec-Fetch-Site") == "cross-site" and not _is_visit(request):
+                return False  # such a page shows our pictures in its own, and takes the viewers' places
             # A name that somebody has pointed at this machine would pass as the page's own origin.
             return is_loopback(urlsplit(f"//{host}").hostname or "")
         given = [request.cookies.get(self._cookie, ""), request.query.get("token", "")]
@@ -259,7 +309,13 @@ class WebView(Output):
         except ValueError:
             allowed = False
         if not allowed:
-            return web.Response(status=403)
+            refusal = web.Response(status=403)
+            refusal.force_close()
+            return refusal
+        with request.protocol.serving():
+            return await self._answered(request, handler)
+
+    async def _answered(self, request: Any, handler: Any) -> Any:
         if self.token and "token" in request.query and request.path == "/":
             # Out of the address bar, where others read it and histories keep it.
             response = web.Response(status=303, headers={"Location": "/"})
@@ -306,6 +362,8 @@ class WebView(Output):
             await response.prepare(request)
             seen: Optional[Result] = None
             while not self._ended:
+                if request.transport is None or request.transport.is_closing():
+                    break  # the viewer has left while nothing came
                 if self._newest[number] is seen:
                     await self._news(1.0)
                     continue
@@ -315,7 +373,8 @@ class WebView(Output):
                 try:
                     await asyncio.wait_for(response.write(head.encode() + data + b"\r\n"), PATIENCE)
                 except asyncio.TimeoutError:
-                    request.transport.abort()
+                    if request.transport is not None:
+                        request.transport.abort()
                     break
                 except ConnectionError:  # the viewer has left
                     break
@@ -330,8 +389,7 @@ class WebView(Output):
         """Return when something has come, or after a while."""
         assert self._bell is not None
         with contextlib.suppress(asyncio.TimeoutError):
-            async with self._bell:
-                await asyncio.wait_for(self._bell.wait(), timeout)
+            await asyncio.wait_for(self._bell.wait(), timeout)
 
     async def _viewer(self, request: Any) -> Any:
         """A browser: pictures and figures go out, acknowledgements and wishes come in."""
@@ -349,6 +407,8 @@ class WebView(Output):
                     else:
                         obey(message.data, self.pipeline.settings, self.pipeline.detector.classes)
                         self._wake()
+                        # Who wishes faster than anybody can see is read no faster than this.
+                        await asyncio.sleep(SMALLEST_PAUSE)
             finally:
                 sender.cancel()
                 await asyncio.gather(sender, return_exceptions=True)
@@ -358,17 +418,24 @@ class WebView(Output):
         seen: Dict[int, Result] = {}
         state: Dict[str, Any] = {}
         figures_at = 0.0
+
+        async def say(words: Dict[str, Any]) -> None:
+            await asyncio.wait_for(socket.send_json(words), PATIENCE)
+
         try:
-            await socket.send_json(self._introduction())
+            await say(self._introduction())
             while not self._ended:
                 now = self.pipeline.settings.as_json()
                 if now != state:
                     state = now
-                    await socket.send_json({"settings": state})
+                    await say({"settings": state})
                 if time.monotonic() - figures_at > FIGURES_EVERY:
                     figures_at = time.monotonic()
-                    await socket.send_json({"figures": self._figures()})
-                fresh = [number for number in self._newest if self._newest[number] is not seen.get(number)]
+                    await say({"figures": self._figures()})
+                # A list at once: another source may show its first picture meanwhile.
+                fresh = [
+                    number for number in list(self._newest) if self._newest[number] is not seen.get(number)
+                ]
                 for number in fresh:
                     seen[number], message = await asyncio.get_event_loop().run_in_executor(
                         None, self._code, number
@@ -378,7 +445,7 @@ class WebView(Output):
                     await asyncio.wait_for(taken.wait(), PATIENCE)
                 if not fresh:
                     await self._news(FIGURES_EVERY)
-            await socket.send_json({"ended": True})
+            await say({"ended": True})
             await socket.close()
         except (ConnectionError, RuntimeError, asyncio.TimeoutError):
             transport.abort()  # it has left, or does not read
@@ -398,6 +465,69 @@ class WebView(Output):
         return {**figures, "dropped": self.pipeline.dropped, "viewers": self.viewers}
 
 
+class _Guest(_Connection):
+    """One connection, known or not: what it may cost before a request of it is served is bounded.
+
+    Attributes:
+        served: a request of it is being answered.
+        since: time.monotonic() from which on it was not.
+        heard: bytes it has sent since then.
+    """
+
+    __slots__ = ("view", "served", "since", "heard")
+
+    def __init__(self, view: WebView, server: Any, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(server, loop=loop, access_log=None)
+        self.view = view
+        self._silent()
+        self.served = False
+
+    def _silent(self) -> None:
+        self.since, self.heard = time.monotonic(), 0
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[None]:
+        self.served = True
+        try:
+            yield
+        finally:
+            self.served = False
+            self._silent()
+
+    def connection_made(self, transport: Any) -> None:
+        if self.view._admit(self):
+            super().connection_made(transport)
+        else:
+            transport.abort()
+
+    def connection_lost(self, exc: Optional[BaseException]) -> None:
+        self.view._guests.discard(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if not self.served:
+            self.heard += len(data)
+            if self.heard > LONGEST_REQUEST:
+                self.view._send_away(self)
+                return
+        super().data_received(data)
+
+    def handle_error(
+        self,
+        request: Any,
+        status: int = 500,
+        exc: Optional[BaseException] = None,
+        message: Optional[str] = None,
+    ) -> Any:
+        """The answer to what is no request. aiohttp's own names versions, and logs a stack for each."""
+        log.debug("web view: no request: %s", message or exc)
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer was under way already")
+        answer = web.Response(status=status, headers=HEADERS)
+        answer.force_close()
+        return answer
+
+
 class _Place:
     """A viewer is counted as long as it watches."""
 
@@ -409,6 +539,11 @@ class _Place:
 
     def __exit__(self, *error: Any) -> None:
         self.view.viewers -= 1
+
+
+def _is_visit(request: Any) -> bool:
+    """Whether somebody follows a link or types an address, as browsers say."""
+    return request.headers.get("Sec-Fetch-Dest") == "document" and request.path == "/"
 
 
 async def _set_headers(request: Any, response: Any) -> None:
