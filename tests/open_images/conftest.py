@@ -64,7 +64,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             faults = self.front.faults.get(path) or self.front.faults.get("*", [])
             fault = faults.pop(0) if faults else ""
             self.front.requests.append((path, self.headers.get("Range", "")))
-        time.sleep(self.front.latency)
+        time.sleep(self.front.pause_before(path))
         if fault == "refuse":
             self.close_connection = True
             return
@@ -84,7 +84,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _stored(self, path: str) -> Tuple[int, Dict[str, str], bytes]:
         if path in self.front.files:
             return self._file(self.front.files[path])
-        upstream = http.client.HTTPConnection("127.0.0.1", self.front.s3_port, timeout=10)
+        upstream = http.client.HTTPConnection("127.0.0.1", self.front.s3_port, timeout=60)
         upstream.request("GET", self.path, headers={"Host": f"127.0.0.1:{self.front.s3_port}"})
         answer = upstream.getresponse()
         kept = ("etag", "content-type", "last-modified")
@@ -139,6 +139,7 @@ class Front:
             a status, html, cut and reset (half the body), short (half the body, announced so), garble.
         requests: (path, Range header) of every request.
         latency: seconds before every answer.
+        quick: so many images are answered at once all the same, and every file.
     """
 
     s3_port: int
@@ -147,6 +148,7 @@ class Front:
     requests: List[Tuple[str, str]] = field(default_factory=list)
     states_hash: bool = True
     latency: float = 0.0
+    quick: int = 0
     hang: float = 1.3
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -158,6 +160,11 @@ class Front:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server.server_port}"
+
+    def pause_before(self, path: str) -> float:
+        if not self.quick:
+            return self.latency
+        return self.latency if self.asked_for(BUCKET) > self.quick and BUCKET in path else 0.0
 
     def asked_for(self, part: str) -> int:
         """How many requests had `part` in their path."""
@@ -281,6 +288,14 @@ def front(s3_port: int, world: World) -> Iterator[Front]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait milliseconds, not seconds, between tries."""
     monkeypatch.setattr("vision.open_images.backoff.Backoff.pause", lambda self, number: 0.01)
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """An address that refuses: its port is taken, and nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
 @pytest.fixture

@@ -166,13 +166,13 @@ def test_an_image_that_is_not_in_the_bucket_is_asked_for_once(
     assert front.asked_for(gone) == 1
 
 
-def test_without_a_connection_it_gives_up_soon(root: Path, front: Any) -> None:
+def test_without_a_connection_it_gives_up_soon(root: Path, front: Any, nobody: str) -> None:
     report = download(
         Request(
             root,
             "Handgun,Shotgun",
             base_url=front.url,
-            endpoint_url="http://127.0.0.1:9",  # the discard port: nobody listens
+            endpoint_url=nobody,
             retry=1,
             num_workers=2,
             timeout=1.0,

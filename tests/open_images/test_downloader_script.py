@@ -1,13 +1,12 @@
 """open_images_downloader.py as users run it: flags, exit codes, Ctrl-C, a full disk, and on to the data set."""
 
-import functools
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Iterator, List
+from typing import Any, Callable, Iterator, List
 
 import cv2
 import numpy as np
@@ -32,6 +31,30 @@ size = int(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 os.execv(sys.argv[2], sys.argv[2:])
 """
+
+
+HEARING = """
+import os, signal, sys
+# Tests that run in the background of a shell inherit an ignored SIGINT.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[List[str]], "subprocess.Popen[str]"]]:
+    """Starts a command; what has not ended with the test is killed."""
+    running: List[subprocess.Popen[str]] = []
+
+    def begin(words: List[str]) -> "subprocess.Popen[str]":
+        running.append(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return running[-1]
+
+    yield begin
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
 
 
 def run(root: Path, front: Any, *more: str, largest_file: int = 0) -> "subprocess.CompletedProcess[str]":
@@ -112,21 +135,16 @@ def test_a_partial_failure_is_exit_code_3_and_a_second_run_completes(
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_leaves_whole_images_and_true_tables(root: Path, front: Any, number: int) -> None:
-    front.latency = 0.3  # a busy machine may be late with the signal
-    process = subprocess.Popen(
-        command(root, front, "--num_workers", "2"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Tests that run in the background of a shell inherit an ignored SIGINT.
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
+def test_an_interrupt_leaves_whole_images_and_true_tables(
+    root: Path, front: Any, start: Any, number: int
+) -> None:
+    front.latency, front.quick = 1.5, 4  # a busy machine may be late with the signal
+    process = start([sys.executable, "-c", HEARING, *command(root, front, "--num_workers", "2")])
     deadline = time.monotonic() + 60
     while len(list(root.glob("train/*.jpg"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted; run the same command again to continue" in errors
     assert "Traceback" not in errors
@@ -134,21 +152,21 @@ def test_an_interrupt_leaves_whole_images_and_true_tables(root: Path, front: Any
     there = {path.stem for path in root.glob("train/*.jpg")}
     assert 3 <= len(there) < 16
     assert {sample.id for sample in open_dataset(root, "train").samples} == there
-    front.latency = 0.0
+    front.latency, front.quick = 0.0, 0
     done = run(root, front)
     assert done.returncode == 0
     assert len(list(root.glob("train/*.jpg"))) == 16
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_a_kill_leaves_nothing_half_written(root: Path, front: Any) -> None:
+def test_a_kill_leaves_nothing_half_written(root: Path, front: Any, start: Any) -> None:
     front.latency = 0.02
-    process = subprocess.Popen(command(root, front), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start(command(root, front))
     deadline = time.monotonic() + 60
     while not list(root.glob("*/*.jpg")) and time.monotonic() < deadline:
         time.sleep(0.005)
     process.kill()
-    process.wait()
+    process.communicate()
     for path in root.glob("*/*.jpg"):
         check_image(path)
     assert run(root, front).returncode == 0

@@ -95,6 +95,14 @@ def test_a_shorter_file_than_the_part(front: Any, whole: bytes, tmp_path: Path) 
     assert (tmp_path / "x").read_bytes() == whole
 
 
+def test_a_server_that_has_no_part_of_what_it_was_asked_for_whole(
+    front: Any, whole: bytes, tmp_path: Path
+) -> None:
+    front.faults[PATH] = ["416"]
+    get(front, tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == whole
+
+
 @pytest.mark.parametrize("fault", ["garble", "short"])
 def test_the_checksum_is_looked_at(front: Any, whole: bytes, tmp_path: Path, fault: str) -> None:
     front.faults[PATH] = [fault] * 9
@@ -131,9 +139,9 @@ def test_tries_that_bring_bytes_do_not_count(front: Any, whole: bytes, tmp_path:
     assert (tmp_path / "x").read_bytes() == whole
 
 
-def test_nobody_listens(tmp_path: Path) -> None:
+def test_nobody_listens(tmp_path: Path, nobody: str) -> None:
     with pytest.raises(UserError, match=r"no connection .*\(3 tries\)"):
-        fetch("http://127.0.0.1:9/x", tmp_path / "x", Backoff(retries=2), 1.0)
+        fetch(f"{nobody}/x", tmp_path / "x", Backoff(retries=2), 1.0)
 
 
 @pytest.mark.parametrize("url", ["", "x", "gopher://host/x", "http://", "http://[", "file:///no/such/file"])

@@ -199,15 +199,23 @@ class _Crew:
         self._keys: Iterator[str] = iter(keys)
         self._lock = threading.Lock()
         self._stopped = threading.Event()
-        self._done: queue.Queue[_Result] = queue.Queue()
+        # Simple: an interrupt in the middle of a Queue's get may leave its lock taken, and all would wait for ever.
+        self._done: queue.SimpleQueue[_Result] = queue.SimpleQueue()
         self._threads: List[threading.Thread] = []
 
     def results(self, workers: int) -> Iterator[_Result]:
         """Start; yield one result per image, as they come."""
         # Daemons: a thread that hangs in a system call must not keep a stopped process alive.
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
-        for thread in self._threads:
-            thread.start()
+        for _ in range(workers):
+            thread = threading.Thread(target=self._work, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                if not self._threads:
+                    raise UserError(f"the system gives no thread ({error})") from error
+                log.warning("the system gives no more than %d threads", len(self._threads))
+                break
+            self._threads.append(thread)
         for _ in range(self.count):
             yield self._next()
 
@@ -217,7 +225,9 @@ class _Crew:
                 # Without a timeout Ctrl-C would not get through on Windows.
                 return self._done.get(timeout=0.5)
             except queue.Empty:
-                pass
+                # Those who have ended have left their results before.
+                if not any(thread.is_alive() for thread in self._threads) and self._done.empty():
+                    raise RuntimeError("all threads have ended, and images have no result") from None
 
     def stop(self) -> None:
         """Start no further image, and wait a little for those under way."""

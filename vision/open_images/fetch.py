@@ -150,7 +150,7 @@ def _opened(url: str, headers: Dict[str, str], timeout: float, part: Path) -> It
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:  # more bytes here than there: what we have is of no use
-            part.unlink()
+            part.unlink(missing_ok=True)
             raise _Passing("the server has a shorter file; starting anew") from error
         if error.code in PASSING_STATUS:
             raise _Passing(f"HTTP status {error.code}", _retry_after(error.headers)) from error
