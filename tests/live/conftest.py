@@ -196,6 +196,13 @@ def live():
     return Tools
 
 
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    """The servers of these tests are on this machine, wherever a proxy of the environment may be."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "127.0.0.1,localhost")
+
+
 @pytest.fixture
 def camera():
     """Makes cameras; removes them at the end."""
