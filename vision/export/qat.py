@@ -30,7 +30,7 @@ from vision.ssd import SSD
 
 log = logging.getLogger(__name__)
 
-RATE_SHARE = 0.1
+RATE_SHARE = 0.05
 """Of the net's learning rate for AdamW, at the start; it falls to 0 along a cosine. The net is trained already."""
 
 CALIBRATION_IMAGES = 64
