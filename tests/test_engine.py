@@ -1,8 +1,10 @@
 """Training on a small generated data set: it learns, it resumes to the bit, and nothing non-finite gets in."""
 
 import dataclasses
+import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from vision.config import TrainConfig
 from vision.data.shapes import write_shapes
 from vision.engine import Trainer, find_resumed, frozen_modules, parameter_groups
 from vision.errors import UserError
+from vision.precision import Precision
 from vision.record import read_log
 from vision.ssd import build
 
@@ -223,6 +226,159 @@ def test_which_optimiser(given, optimizer, rate, decay):
         assert dataclasses.replace(config, clip_grad=limit).largest_gradient() == largest
 
 
+def test_a_run_that_becomes_long_enough_for_an_average_keeps_its_weights(options):
+    before, _ = train(options, num_epochs=1)
+    assert before.average is None
+    config, resumed = find_resumed({**options, "resume": "last", "num_epochs": 50})
+    after = Trainer(config, resumed)
+    assert after.average is not None
+    same(before.net.state_dict(), after.net.state_dict())
+    same(before.net.state_dict(), after.average.state_dict())
+
+
+def test_what_the_command_line_changes_holds_from_there_on(options):
+    train(options, num_epochs=1)
+    trainer, _ = train(options, resume="last", momentum=0.5, weight_decay=0.1, lr=0.02, scheduler="constant")
+    groups = trainer.optimizer.param_groups
+    assert {group["momentum"] for group in groups} == {0.5}
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.1}
+    assert {group["base_lr"] for group in groups} == {0.02}
+
+
+def test_a_run_that_goes_on_where_float16_needs_a_scaler(options, monkeypatch):
+    train(options, num_epochs=1)
+    half = Precision(torch.device("cpu"), torch.float16, False)
+    monkeypatch.setattr(engine, "pick_precision", lambda *_: half)
+    config, resumed = find_resumed({**options, "resume": "last"})
+    trainer = Trainer(config, resumed)
+    assert trainer.scaler.is_enabled() and trainer.progress.epoch == 1
+
+
+def test_the_same_size_in_other_words(options):
+    train(options, num_epochs=1)
+    config, resumed = find_resumed({**options, "resume": "last", "resolution": "96x96"})
+    assert config.size() == (resumed.height, resumed.width)
+    with pytest.raises(UserError, match="--resolution 96, not 96x64"):
+        find_resumed({**options, "resume": "last", "resolution": "96x64"})
+
+
+def test_a_run_goes_on_beside_its_checkpoint(options, tmp_path):
+    train(options, num_epochs=1)
+    moved = Path(options["checkpoint_folder"]).rename(tmp_path / "moved")
+    train({}, resume=str(moved / "last.pth"), num_epochs=2)
+    assert not Path(options["checkpoint_folder"]).exists()
+    assert [row["epoch"] for row in read_log(moved / "log.csv")] == [0, 1]
+
+
+def test_a_run_that_goes_on_elsewhere_loses_nothing_there(options, tmp_path):
+    other = tmp_path / "other"
+    train(options, num_epochs=1)
+    train(options, num_epochs=1, seed=5, checkpoint_folder=str(other))
+    kept = checkpoints.load(other / "best.pth").state
+    last = str(Path(options["checkpoint_folder"]) / "last.pth")
+    train({}, resume=last, num_epochs=2, checkpoint_folder=str(other))
+    same(kept, checkpoints.load(other / "earlier-1" / "best.pth").state)
+    assert (other / "best.pth").is_file()
+    assert [row["epoch"] for row in read_log(other / "log.csv")] == [0, 1]
+
+
+def test_a_full_disk_loses_no_best(options, monkeypatch):
+    """Whichever file no longer fits, the epoch is trained and judged again."""
+    folder = Path(options["checkpoint_folder"])
+    write, written = checkpoints._write, []
+
+    def full(content, path):
+        written.append(path.name)
+        if len(written) == fits:
+            raise UserError("the disk is full")
+        write(content, path)
+
+    monkeypatch.setattr(checkpoints, "_write", full)
+    for fits in (1, 2, 3):
+        written.clear()
+        with pytest.raises(UserError, match="the disk is full"):
+            train(options, num_epochs=1, checkpoint_folder=str(folder / str(fits)))
+        assert not (folder / str(fits) / "last.pth").exists()
+    assert written[0] == "best.pth" and written[2] == "last.pth"
+
+
+def test_a_best_that_is_gone_is_found_again(options):
+    train(options, num_epochs=1)
+    best = Path(options["checkpoint_folder"]) / "best.pth"
+    best.unlink()
+    train(options, resume="last")
+    assert best.is_file()
+
+
+def test_a_loss_without_a_number_is_not_the_best_for_ever(options):
+    trainer = Trainer(TrainConfig(**options))
+    trainer._write_labels()
+    for loss, best in ((float("nan"), -float("inf")), (3.0, -3.0), (float("nan"), -3.0), (2.0, -2.0)):
+        trainer._save(0, engine.Validation(loss, loss, 0.0, None))
+        assert trainer.progress.best == best
+
+
+def stopped_after(monkeypatch, options, count):
+    """The folder of a run that a signal ends after so many steps."""
+    original, steps = Trainer.step, []
+
+    def step(self, batch):
+        steps.append(1)
+        if len(steps) == count:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", step)
+        _, outcome = train(options)
+    assert outcome.stopped_by == signal.SIGTERM
+    return Path(options["checkpoint_folder"])
+
+
+@pytest.mark.parametrize("count", [2, 3], ids=["in mid-epoch", "after its last step"])
+def test_the_log_of_a_stopped_run_is_that_of_a_straight_one(options, tmp_path, monkeypatch, count):
+    straight, _ = train(options, checkpoint_folder=str(tmp_path / "straight"))
+    folder = stopped_after(monkeypatch, options, count)
+    train({"checkpoint_folder": str(folder)}, resume="last")
+    for ours, theirs in zip(read_log(folder / "log.csv"), straight.record.rows):
+        for name in ("epoch", "lr", "loss", "localisation", "val_loss"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-6), name
+
+
+def test_batches_of_another_size_leave_the_share_of_the_epoch(options, monkeypatch):
+    folder = stopped_after(monkeypatch, options, 2)  # of 3 steps with 5 of 12 images
+    trained = []
+    original = Trainer.step
+    monkeypatch.setattr(
+        Trainer, "step", lambda self, batch: (trained.append(self.progress.step), original(self, batch))[1]
+    )
+    train({"checkpoint_folder": str(folder)}, resume="last", batch_size=2, num_epochs=1)
+    assert trained == [4, 5]  # of 6
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_vanishes_ends_a_run_that_can_go_on(options, tmp_path, workers):
+    data = tmp_path / "data"
+    shutil.copytree(options["datasets"][0], data)
+    away = {path: path.read_bytes() for path in (data / "JPEGImages").iterdir()}
+    trainer = Trainer(TrainConfig(**{**options, "datasets": [str(data)], "num_workers": workers}))
+    for path in away:
+        path.unlink()
+    with pytest.raises(UserError, match=r"^\S+\.jpg: No such file or directory$"):
+        trainer.fit()
+    assert not multiprocessing.active_children()
+    for path, content in away.items():
+        path.write_bytes(content)
+    _, outcome = train({"checkpoint_folder": options["checkpoint_folder"]}, resume="last")
+    assert outcome.validation is not None
+
+
+def test_one_process_trains(options, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="one process"):
+        train(options)
+
+
 def test_a_run_does_not_change_its_optimiser(options):
     train(options, num_epochs=1)
     with pytest.raises(UserError, match="was trained with sgd"):
@@ -284,6 +440,9 @@ def test_rates_and_decay_of_the_parts(options):
         ({"milestones": "1;2"}, "--milestones '1;2'"),
         ({"mb2_width_mult": 0.5}, "--mb2_width_mult 0.5 does not apply to mb3-small-ssd-lite"),
         ({"ema": 1.0}, "--ema 1.0"),
+        ({"t_max": float("inf")}, "--t_max inf: must be a finite number"),
+        ({"clip_grad": float("nan")}, "--clip_grad nan"),
+        ({"seed": 1 << 63}, "--seed 9223372036854775808: must be below"),
     ],
 )
 def test_options_that_make_no_sense(options, changes, message):

@@ -1,5 +1,7 @@
 """Batches: padding, order, and what arrives on the device."""
 
+import multiprocessing
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 
 from vision.data.sample import Sample
+from vision.errors import UserError
 from vision.loader import EpochBatches, Examples, collate, make_loader, to_blob
 from vision.spec import InputSpec
 
@@ -81,6 +84,27 @@ def test_the_epoch_reaches_every_worker(workers):
         batches.epoch = epoch
         shades = torch.cat([batch.images[:, 0, 0, 0] for batch in loader])
         assert shades.tolist() == [10 * epoch + i for i in range(6)]
+
+
+class Unreadable:
+    """A transform that fails on image 3."""
+
+    def __call__(self, sample, epoch, number):
+        if number == 3:
+            raise UserError(f"{sample.path}: no longer there")
+        return Shade()(sample, epoch, number)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_cannot_be_read_is_said_in_its_own_words(workers):
+    none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool), np.zeros(0, bool)
+    samples = [Sample(str(i), Path(f"{i}.jpg"), *none) for i in range(6)]
+    loader = make_loader(samples, Unreadable(), EpochBatches(6, 2, shuffle=False), workers)
+    seen = []
+    with pytest.raises(UserError, match=r"^3\.jpg: no longer there$"), closing(loader):
+        seen.extend(loader)
+    assert [batch.ids for batch in seen] == [["0", "1"]]
+    assert not multiprocessing.active_children()
 
 
 def test_rare_images_come_more_often_and_look_different_each_time(tmp_path):

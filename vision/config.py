@@ -2,6 +2,7 @@
 every checkpoint stores it, so that `--resume` needs nothing else."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -115,10 +116,16 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self.net = canonical_name(self.net)
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            self._check(
+                each.name, not isinstance(value, float) or math.isfinite(value), "must be a finite number"
+            )
         for name in ("batch_size", "num_epochs", "validation_epochs", "debug_steps", "gamma"):
             self._check(name, getattr(self, name) > 0, "must be above 0")
         for name in ("num_workers", "t_max", "seed"):
             self._check(name, getattr(self, name) >= 0, "must not be below 0")
+        self._check("seed", self.seed < 1 << 63, "must be below 2 ** 63")
         self._check("momentum", 0 <= self.momentum < 1, "must be at least 0 and below 1")
         for name in ("weight_decay", "clip_grad"):
             value = getattr(self, name)

@@ -1,7 +1,9 @@
 """Training: the loop, validation, and checkpoints that a run can always be continued from."""
 
+import contextlib
 import copy
 import logging
+import os
 import signal
 import time
 from dataclasses import dataclass, field
@@ -27,6 +29,7 @@ from vision.data.sample import Dataset
 from vision.data.sheets import contact_sheet
 from vision.detector import Detections, Detector
 from vision.errors import UserError
+from vision.evaluation.inference import SCORE_THRESHOLD
 from vision.evaluation.report import Report
 from vision.evaluation.voc import evaluate
 from vision.loader import Batch, EpochBatches, make_loader, to_blob
@@ -40,9 +43,6 @@ from vision.ssd import SSD, Deployed, build
 from vision.weights import load_base_net, load_weights
 
 log = logging.getLogger(__name__)
-
-SCORE_THRESHOLD = 0.01
-"""Detections below this do not enter mAP, as in the original evaluation."""
 
 BAD_STEPS_IN_A_ROW = 10
 """So many non-finite losses one after the other end a run: it will not recover."""
@@ -343,9 +343,10 @@ class Trainer:
         self.device = pick_device(config.use_cuda)
         self.precision = pick_precision(self.device, config.amp, config.channels_last)
 
-        net = build(config.net, len(self.classes), config.size(), **config.net_options())
         if resumed is None:
             net = make_net(config, self.classes)
+        else:
+            net = build(config.net, len(self.classes), config.size(), **config.net_options())
         self.net = net.to(self.device, memory_format=self.precision.memory_format)  # type: ignore[call-overload]
         for module in frozen_modules(net, config):
             module.requires_grad_(False)
@@ -372,8 +373,9 @@ class Trainer:
             on_gpu,
         )
         self.progress = Progress()
+        self.sums = Sums()  # of the epoch
         self.validation: Optional[Validation] = None
-        self.record = Record(config.folder, resuming=resumed is not None)
+        self.record = Record(config.folder, Path(config.resume).parent if resumed else None)
         if resumed is not None:
             self._restore(resumed)
 
@@ -382,13 +384,18 @@ class Trainer:
     def fit(self) -> Outcome:
         """Train to the last epoch, or until a signal."""
         config = self.config
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(
+                "training is one process on one device; several would each train the same and write over each "
+                "other. Start it without torchrun: python train_ssd.py ..."
+            )
         if self.progress.epoch >= config.num_epochs:
             log.info(
                 "nothing is left to do: %d epochs are done; go on with a larger --num_epochs",
                 self.progress.epoch,
             )
             return Outcome(self.validation, self.progress.best)
-        if not self.record.resuming:
+        if not self.record.goes_on:
             set_aside(config.folder)
         self._write_labels()
         log.info(
@@ -401,9 +408,15 @@ class Trainer:
             len(self.train_set),
             len(self.batches),
         )
-        with StopSignals() as stop, logging_redirect_tqdm():
+        loaders = contextlib.closing(self.train_loader), contextlib.closing(self.valid_loader)
+        with StopSignals() as stop, logging_redirect_tqdm(), loaders[0], loaders[1]:
             while self.progress.epoch < config.num_epochs:
-                figures = self._train_epoch(stop)
+                try:
+                    figures = self._train_epoch(stop)
+                except UserError:
+                    if not self.progress.bad_steps:  # an image can no longer be read; the weights are sound
+                        log.info("stopped; go on with --resume %s", self._save_last())
+                    raise
                 if stop.caught is not None:
                     path = self._save_last()
                     log.info("stopped; go on with --resume %s", path)
@@ -416,7 +429,7 @@ class Trainer:
         progress, total = self.progress, len(self.batches)
         self._train_mode()
         self.batches.epoch, self.batches.first_step = progress.epoch, progress.step
-        epoch_sums, sums = Sums(), Sums()
+        sums = Sums()
         bar = tqdm(
             total=total, initial=progress.step, desc=f"epoch {progress.epoch}", leave=False, disable=None
         )
@@ -424,7 +437,7 @@ class Trainer:
             for batch, waited in _timed(self.train_loader):
                 localisation, classification = self.step(batch)
                 progress.step += 1
-                for each in (epoch_sums, sums):
+                for each in (self.sums, sums):
                     each.waited += waited
                     each.add(localisation, classification, len(batch))
                 bar.update()
@@ -433,7 +446,7 @@ class Trainer:
                     sums = Sums()
                 if stop.caught is not None:
                     break
-        return epoch_sums.figures()
+        return self.sums.figures()
 
     def _train_mode(self) -> None:
         self.net.train()
@@ -523,7 +536,7 @@ class Trainer:
         )
         last = epoch + 1 == config.num_epochs
         validates = last or (epoch + 1) % config.validation_epochs == 0
-        progress.epoch, progress.step = epoch + 1, 0
+        progress.epoch, progress.step, self.sums = epoch + 1, 0, Sums()
         if validates:
             self.validation = self._validate()
             row.update(self._figures_of(self.validation))
@@ -604,13 +617,14 @@ class Trainer:
         """`last.pth`; `best.pth` when it is; and flat state dicts of both under the original's file name."""
         score = -found.loss if found.mean_ap is None else found.mean_ap
         better = score > self.progress.best
-        self.progress.best = max(score, self.progress.best)
-        self._save_last()
+        if better:
+            self.progress.best = score
+            checkpoints.save(self._checkpoint(None), self.config.folder / "best.pth")
         flat = self.config.folder / f"{self.config.net}-Epoch-{epoch}-Loss-{found.loss}.pth"
         checkpoints.save_state(self.deployable.state_dict(), flat)
         self.record.keep_flat(flat, better)
-        if better:
-            checkpoints.save(self._checkpoint(None), self.config.folder / "best.pth")
+        # The last to be written: should the disk be full before, this epoch is trained and saved again.
+        self._save_last()
         log.info("Saved model %s%s", flat, " (best so far)" if better else "")
 
     def _save_last(self) -> Path:
@@ -640,6 +654,8 @@ class Trainer:
             "config": self.config.to_dict(),
             "epoch": self.progress.epoch,
             "step": self.progress.step,
+            "steps": len(self.batches),
+            "losses": [self.sums.localisation, self.sums.classification, self.sums.steps],
             "best": self.progress.best,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -651,14 +667,18 @@ class Trainer:
         training = resumed.training
         assert training is not None
         self.deployable.load_state_dict(resumed.state)
-        if training["net"] is not None:
-            self.net.load_state_dict(training["net"])
+        # Without an average so far, what was saved is the net; this run may have one (--ema, or its length).
+        self.net.load_state_dict(resumed.state if training["net"] is None else training["net"])
         before = training["config"].get("optimizer", "sgd")
         if before != self.config.optimizer:
             raise UserError(
                 f"{self.config.resume} was trained with {before}, which keeps other things in mind than "
                 f"{self.config.optimizer}. Resume without --optimizer, or start a new run with --pretrained_ssd."
             )
+        own = [
+            {k: v for k, v in group.items() if k not in ("params", "lr")}
+            for group in self.optimizer.param_groups
+        ]
         try:
             self.optimizer.load_state_dict(training["optimizer"])
         except ValueError as error:
@@ -666,12 +686,18 @@ class Trainer:
                 f"{self.config.resume}: the optimiser's state does not fit ({error}). A run cannot change what "
                 "is frozen on the way; start a new one with --pretrained_ssd."
             ) from None
-        # The rates are this run's, should the command line have changed them.
-        for group, fresh in zip(self.optimizer.param_groups, parameter_groups(self.net, self.config)):
-            group["base_lr"], group["weight_decay"] = fresh["base_lr"], fresh["weight_decay"]
-        self.scaler.load_state_dict(training["scaler"])
+        # Rates, decay and momentum are this run's, should the command line have changed them.
+        for group, wanted in zip(self.optimizer.param_groups, own):
+            group.update(wanted)
+        if training["scaler"]:  # empty, should the device so far have needed none
+            self.scaler.load_state_dict(training["scaler"])
         torch.set_rng_state(training["rng"])
-        self.progress = Progress(training["epoch"], training["step"], training["best"])
+        # The same share of the epoch, should the batches be of another size now.
+        step = training["step"] * len(self.batches) // training.get("steps", len(self.batches))
+        self.progress = Progress(training["epoch"], step)
+        self.sums = Sums(*training.get("losses", ()))
+        if self.record.goes_on and (self.config.folder / "best.pth").is_file():
+            self.progress.best = training["best"]
         self.record.rewind(training["epoch"])
         log.info("resuming at epoch %d, step %d", self.progress.epoch, self.progress.step)
 
@@ -728,14 +754,17 @@ def find_resumed(config_values: Dict[str, Any]) -> Tuple[TrainConfig, Optional[C
         log.info("%s holds weights only: a new run starts from them", asked)
         return TrainConfig(**config_values), None
     before = found.training["config"]
-    config = TrainConfig.from_dict({**before, **config_values})
+    # Beside the checkpoint, wherever the run was started or has been moved since.
+    config = TrainConfig.from_dict({**before, "checkpoint_folder": str(Path(asked).parent), **config_values})
+    trained = TrainConfig.from_dict(before)
     for name in ("net", "mb2_width_mult", "conv4_3_norm", "resolution"):
-        now = getattr(config, name)
-        if before.get(name, now) != now:
-            raise UserError(
-                f"{asked} is a run with --{name} {before[name] or 'as the net has it'}, not {now}. Resume without "
-                f"--{name}, or start a new run in another --checkpoint_folder."
-            )
+        was, now = getattr(trained, name), getattr(config, name)
+        if trained.size() == config.size() if name == "resolution" else was == now:
+            continue
+        raise UserError(
+            f"{asked} is a run with --{name} {was or 'as the net has it'}, not {now}. Resume without "
+            f"--{name}, or start a new run in another --checkpoint_folder."
+        )
     return config, found
 
 

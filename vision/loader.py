@@ -2,7 +2,7 @@
 
 import signal
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 from vision.data.augment import Example
 from vision.data.balance import draw_repeats
 from vision.data.sample import Sample
+from vision.errors import UserError
 from vision.spec import InputSpec
 
 Key = Tuple[int, int]
@@ -78,6 +79,14 @@ class Examples:
         epoch, number = key
         sample = self.samples[number % len(self.samples)]
         return self.transform(sample, epoch, number), sample.id
+
+    def __getitems__(self, keys: Sequence[Key]) -> Union[List[Tuple[Example, str]], UserError]:
+        """The examples of a batch. A UserError is returned: torch would raise it with the traceback of the worker
+        as its message."""
+        try:
+            return [self[key] for key in keys]
+        except UserError as error:
+            return error
 
 
 def collate(examples: Sequence[Tuple[Example, str]]) -> Batch:
@@ -148,20 +157,51 @@ def _prepare_worker(_: int) -> None:
     cv2.setNumThreads(0)
 
 
+def _collate(examples: Union[List[Tuple[Example, str]], UserError]) -> Union[Batch, UserError]:
+    return examples if isinstance(examples, UserError) else collate(examples)
+
+
+class Loader:
+    """Yields `Batch`es; each pass is one of `loader`.
+
+    Its worker processes wait for the next pass until `close`. They ignore SIGTERM, so a program that ends without it
+    may wait for them for ever.
+    """
+
+    def __init__(self, loader: "DataLoader[Any]") -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+    def close(self) -> None:
+        """End the worker processes; another pass would start new ones."""
+        iterator, self._loader._iterator = self._loader._iterator, None
+        if iterator is not None:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
+
+
 def make_loader(
     samples: Sequence[Sample],
     transform: Transform,
     batches: EpochBatches,
     workers: int,
     pin_memory: bool = False,
-) -> "DataLoader[Any]":
+) -> Loader:
     """A torch DataLoader that yields `Batch`es in the order of `batches`."""
-    return DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         Examples(samples, transform),  # type: ignore[arg-type]
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=_collate,
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=_prepare_worker,
         pin_memory=pin_memory,
     )
+    return Loader(loader)

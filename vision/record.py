@@ -1,9 +1,15 @@
 """What a run leaves behind for people: a CSV log, a picture of its curves, and the files worth keeping."""
 
+import contextlib
 import csv
 import logging
+import warnings
 from pathlib import Path
 from typing import Any, Dict, List, Optional
+
+from matplotlib.figure import Figure
+
+from vision.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -11,14 +17,23 @@ Row = Dict[str, Any]
 
 
 def read_log(path: Path) -> List[Row]:
-    """Rows of a CSV log; empty cells are None, all others numbers."""
+    """Rows of a CSV log; empty cells are None, all others numbers. Raises UserError for another program's CSV."""
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        return [
-            {name: float(cell) if cell else None for name, cell in row.items()}
-            for row in csv.DictReader(file)
-        ]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [
+                {name: float(cell) if cell else None for name, cell in row.items()}
+                for row in csv.DictReader(file)
+            ]
+        if any(row["epoch"] is None for row in rows):
+            raise ValueError("an epoch without a number")
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        raise UserError(
+            f"{path} is not as training wrote it ({error}), perhaps saved by a spreadsheet. Rename it; the run goes "
+            "on without its rows."
+        ) from None
+    return rows
 
 
 OF_A_RUN = ("best.pth", "last.pth", "log.csv", "curves.png")
@@ -46,30 +61,38 @@ class Record:
 
     Args:
         folder: of the run; made when needed.
-        resuming: keep the rows that are there; otherwise start anew.
+        earlier: the folder of the run that is continued, whose rows are kept; None to start anew.
+
+    Attributes:
+        goes_on: whether what is in the folder belongs to this run.
     """
 
-    def __init__(self, folder: Path, resuming: bool = False) -> None:
-        self.resuming = resuming
+    def __init__(self, folder: Path, earlier: Optional[Path] = None) -> None:
+        self.goes_on = earlier is not None and earlier.resolve() == folder.resolve()
         self.path = folder / "log.csv"
         self.picture = folder / "curves.png"
-        self.rows = read_log(self.path) if resuming else []
+        self.rows = read_log(earlier / "log.csv") if earlier else []
         self._best_flat: Optional[Path] = None
         self._last_flat: Optional[Path] = None
 
     def rewind(self, epoch: int) -> None:
         """Forget rows of epochs that will be trained again."""
-        self.rows = [row for row in self.rows if row["epoch"] is not None and row["epoch"] < epoch]
+        self.rows = [row for row in self.rows if row["epoch"] < epoch]
 
     def add(self, row: Row) -> None:
-        """Append an epoch and write both files anew."""
+        """Append an epoch and write both files anew, whole or not at all; a file that cannot be written is logged."""
         self.rows.append(row)
-        names = list(dict.fromkeys(name for each in self.rows for name in each))
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, names, restval="")
-            writer.writeheader()
-            writer.writerows(self.rows)
-        draw_curves(self.rows, self.picture)
+        for path, write in ((self.path, write_log), (self.picture, draw_curves)):
+            temporary = path.with_name(f".part.{path.name}")
+            try:
+                write(self.rows, temporary)
+                temporary.replace(path)
+            except OSError as error:  # as a spreadsheet on Windows locks what it shows; training goes on
+                log.warning(
+                    "%s: cannot be written (%s); it will be with the next epoch", path, error.strerror
+                )
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
 
     def keep_flat(self, path: Path, best: bool) -> None:
         """Of the flat state dicts that this run has written, only the best and the last stay."""
@@ -82,10 +105,17 @@ class Record:
         self._last_flat = path
 
 
+def write_log(rows: List[Row], path: Path) -> None:
+    """What `read_log` reads."""
+    names = list(dict.fromkeys(name for each in rows for name in each))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def draw_curves(rows: List[Row], path: Path) -> None:
     """Losses, mAP with the APs of the classes, and the learning rate over the epochs, as a PNG."""
-    from matplotlib.figure import Figure  # slow to import, and only training needs it
-
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     losses, precisions, rate = figure.subplots(1, 3)
     for name, label in (("loss", "training"), ("val_loss", "validation")):
@@ -94,7 +124,8 @@ def draw_curves(rows: List[Row], path: Path) -> None:
     losses.set_ylim(bottom=0)
     classes = sorted({name for row in rows for name in row if name.startswith("AP ")})
     for name in classes[:12]:
-        _plot(precisions, rows, name, name[3:], alpha=0.45, linewidth=1)
+        # Between two dollar signs matplotlib reads mathematics.
+        _plot(precisions, rows, name, name[3:].replace("$", r"\$"), alpha=0.45, linewidth=1)
     _plot(precisions, rows, "mAP", "mAP", color="black", linewidth=2)
     precisions.set_title("average precision")
     precisions.set_ylim(0, 1)
@@ -108,7 +139,9 @@ def draw_curves(rows: List[Row], path: Path) -> None:
     for axes in (losses, precisions):
         if axes.lines:
             axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a letter of a class's name that the font lacks
+        figure.savefig(path, dpi=110, format="png")
 
 
 def _plot(axes: Any, rows: List[Row], name: str, label: str, **style: Any) -> None:
