@@ -247,6 +247,22 @@ def files(net, tmp_path_factory):
     return folder
 
 
+def test_bare_weights_have_the_size_of_the_run_beside_them(net, tmp_path, caplog):
+    caplog.set_level("INFO")
+    flat = tmp_path / "mb1-ssd-Epoch-9-Loss-2.3.pth"
+    save_state(net.state_dict(), flat)
+    words = {"net": NET, "classes": CLASSES}
+    assert open_net(flat, **words)[2].size == (300, 300)
+    (tmp_path / "best.pth").write_bytes(b"damaged")
+    save(a_checkpoint(net), tmp_path / "last.pth")
+    assert open_net(flat, **words)[2].size == (64, 96)
+    assert "96 x 64, as last.pth beside it says" in caplog.text
+    assert open_net(flat, **words, size=(96, 96))[2].size == (96, 96)
+    # A run with other classes says nothing about these weights.
+    save(a_checkpoint(net, classes=("BACKGROUND", "kite", "ball")), tmp_path / "last.pth")
+    assert open_net(flat, **words)[2].size == (300, 300)
+
+
 def outputs(net):
     with torch.no_grad():
         return net(torch.linspace(-1, 1, 3 * 64 * 96).view(1, 3, 64, 96))

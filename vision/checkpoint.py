@@ -1,6 +1,7 @@
 """Checkpoints: a net with everything that is needed to use it or to go on training it, in plain values."""
 
 import contextlib
+import logging
 import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,10 +15,15 @@ from vision.spec import BACKGROUND, InputSpec, canonical_name, net_options, net_
 from vision.ssd import SSD
 from vision.weights import State, count_classes, flat_state, load_weights, read_file
 
+log = logging.getLogger(__name__)
+
 PathLike = Union[str, Path]
 
 FORMAT = "vision checkpoint"
 VERSION = 1
+
+KEPT = ("best.pth", "last.pth")
+"""What a training keeps, beside bare weights under the original's names."""
 
 
 @dataclass
@@ -163,7 +169,8 @@ def open_net(
         path: a checkpoint, which knows all of the following, or bare weights.
         net: name; needed for bare weights.
         classes: names, BACKGROUND first; needed for bare weights.
-        size: (height, width) in pixels, should it differ from the checkpoint's or the net's own.
+        size: (height, width) in pixels, should it differ from the checkpoint's or the net's own. For bare weights
+            that of the checkpoints which training wrote beside them, where there are any.
         options: of the net; None is not given.
 
     Returns: the net in eval mode on the CPU, the classes, and the image that it takes.
@@ -175,6 +182,7 @@ def open_net(
     given = {key: value for key, value in options.items() if value is not None}
     if checkpoint is None:
         checkpoint = _described(path, state, net, classes, given)
+        size = size or _size_beside(Path(path), checkpoint)
     else:
         _check_agreement(path, checkpoint, net, classes, given)
     height, width = size or (checkpoint.height, checkpoint.width)
@@ -211,6 +219,23 @@ def _described(
         state=state,
         **asdict(spec.input),
     )
+
+
+def _size_beside(path: Path, described: Checkpoint) -> Optional[Tuple[int, int]]:
+    """(height, width) of a run whose bare weights these are; None where nothing beside them says so."""
+    for name in KEPT:
+        run = None
+        if (path.parent / name).is_file():
+            with contextlib.suppress(
+                UserError
+            ):  # a damaged one is of no use here, and no fault of these weights
+                run = read_state(path.parent / name)[1]
+        if run is None or run.net != described.net or run.classes != described.classes:
+            continue
+        if (run.height, run.width) != (described.height, described.width):
+            log.info("%s: %d x %d, as %s beside it says", path.name, run.width, run.height, name)
+        return run.height, run.width
+    return None
 
 
 def _check_agreement(

@@ -26,11 +26,11 @@ log = logging.getLogger(__name__)
 
 DESCRIPTION = "Measure models in every runtime of this machine on the same photographs, in one table."
 EPILOG = """The first model, in the first runtime that is installed for it, is the measure. Exit code 1 where another
-differs by more than the tolerance. NVIDIA's detectNet is emulated; what it makes of a file that was not exported for it
+loses more than the tolerance. NVIDIA's detectNet is emulated; what it makes of a file that was not exported for it
 (--target detectnet) is shown and not judged."""
 
 TOLERANCE = 0.5
-"""Points of mAP."""
+"""Points of mAP. On a test split of some dozens of photographs a point is chance."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ class ParityOptions:
     split: str = option("test", "which images")
     runtime: List[str] = option([], "only these (default: all that are installed)", choices=tuple(RUNTIMES))
     labels: str = option("", "label file, for models that do not know their classes", metavar="FILE")
-    tolerance: float = option(TOLERANCE, "points of mAP by which others may differ from the first")
+    tolerance: float = option(TOLERANCE, "points of mAP that others may lose against the first")
     images: int = option(0, "take so many images only; 0 for all")
     batch_size: int = option(8, "images at once")
     use_cuda: bool = option(True, "use a GPU when there is one")
@@ -159,15 +159,15 @@ def line(row: Row, width: int) -> str:
 
 
 def faults(rows: Sequence[Row], options: ParityOptions) -> List[str]:
-    """What differs by too much; and what was asked for by name and cannot be run."""
+    """What loses too much; and what was asked for by name and cannot be run."""
     found = []
     for number, row in enumerate(rows):
         where = f"{row.model} in {row.runtime}"
         if row.mean_ap is None:
             if number == 0 or row.runtime in options.runtime:
                 found.append(f"{where} cannot be measured: {row.why}")
-        elif row.judged and row.difference is not None and abs(row.difference) > options.tolerance:
-            found.append(f"{where} differs by {row.difference:+.2f} points of mAP")
+        elif row.judged and row.difference is not None and -row.difference > options.tolerance:
+            found.append(f"{where} loses {-row.difference:.2f} points of mAP")
     return found
 
 

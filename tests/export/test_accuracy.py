@@ -1,5 +1,6 @@
 """The gate: what reduced precision costs on annotated photographs, and what is done when it costs too much."""
 
+import dataclasses
 import json
 
 import cv2
@@ -76,6 +77,13 @@ def test_a_data_set_is_calibrated_on_one_part_and_measured_on_the_other(photogra
     assert "cards" in str(mixed.calibration[0]) and mixed.evaluation.name == found.evaluation.name
 
 
+def test_a_net_that_finds_nothing_is_reduced_unmeasured(exported, folder):
+    shy = dataclasses.replace(exported, card=dataclasses.replace(exported.card, threshold=0.9999))
+    result, said = call(shy, "int8", open_material(folder))
+    assert result.mean_ap is None and "accuracy not measured" in str(result)
+    assert any("in float32 the net finds nothing at scores of 0.9999" in line for line in said)
+
+
 # --- the gate -----------------------------------------------------------------------------------------------
 
 
@@ -93,6 +101,11 @@ def test_a_reduced_net_is_measured_and_says_so(precision, exported, material, tm
     if precision != "fp8":
         detector = open_detector(path, "onnxruntime")  # and its self-test holds
         assert len(detector.detect(painted(1)[0], 0.3))
+    if precision == "int8":  # what was measured is what runs: the same numbers to the bit
+        blob = detector.preprocess(painted(2))
+        as_written = accuracy.session(result.model).run(None, {result.model.graph.input[0].name: blob})
+        for a, b in zip(detector.run(blob), as_written):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_images_without_annotations_measure_agreement(exported, folder):

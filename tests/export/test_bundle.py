@@ -63,6 +63,15 @@ def test_the_example_gives_what_is_expected_without_this_package(bundle):
     done = subprocess.run([sys.executable, "-I", "-c", code], cwd=bundle, capture_output=True, text=True)
     assert done.returncode == 1 and "NOT as expected" in done.stdout
 
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", "import sys; sys.modules['onnxruntime'] = None; " + code],
+        cwd=bundle,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "pip install numpy opencv-python-headless onnxruntime" in done.stderr
+
 
 def test_what_is_expected_is_what_we_detect(bundle):
     expected = json.loads((bundle / "expected.json").read_text())

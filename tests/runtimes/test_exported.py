@@ -476,7 +476,7 @@ def test_a_provider_that_falls_back(tiny, tmp_path, monkeypatch, caplog):
     path = tiny.save(tmp_path / "tiny.onnx", card=tiny.card())
     monkeypatch.setattr(module.onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
     real = module.open_session
-    monkeypatch.setattr(module, "open_session", lambda path, provider, *rest: real(path, CPU))
+    monkeypatch.setattr(module, "open_session", lambda path, provider, *_, **__: real(path, CPU))
     with pytest.raises(UserError, match="cannot use CUDA.* and fell back to CPU"):
         open_detector(path, "onnxruntime", provider="cuda")
     assert open_detector(path, "onnxruntime").name.endswith("on CPU")

@@ -321,7 +321,13 @@ class _Work:
             return
         if self.truth is None:
             self.truth = data if self.material.annotated else as_truth(self.reader, data, self.card.threshold)
-            self.full = mean_ap(self.reader, self.truth, self.threshold)
+            if self.material.annotated or any(len(sample.labels) for sample in self.truth.samples):
+                self.full = mean_ap(self.reader, self.truth, self.threshold)
+            else:
+                where = f"at scores of {self.card.threshold:g} and more on {self.material.name}"
+                self.say(f"in float32 the net finds nothing {where}: there is no agreement to measure")
+        if self.full is None:
+            return
         result.full, result.annotated = self.full, self.material.annotated
         result.mean_ap = mean_ap(detector_of(result.model, self.card), self.truth, self.threshold)
         if result.annotated:

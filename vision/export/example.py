@@ -8,9 +8,12 @@ import json
 import sys
 from pathlib import Path
 
-import cv2
-import numpy as np
-import onnxruntime
+try:
+    import cv2
+    import numpy as np
+    import onnxruntime
+except ImportError as error:
+    sys.exit(f"{error}: pip install numpy opencv-python-headless onnxruntime")
 
 FOLDER = Path(__file__).resolve().parent
 

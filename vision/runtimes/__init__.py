@@ -49,7 +49,7 @@ RUNTIMES: Dict[str, Runtime] = {
         "caffe2",
         (".pb",),
         "caffe2",
-        'pip install torch==1.10.2 future six "protobuf<3.21" "numpy<2" with Python 3.6 to 3.9 (newer torch has no '
+        'pip install torch==1.10.2 future six "protobuf<3.21" "numpy<2" with Python 3.8 or 3.9 (newer torch has no '
         "Caffe2), or run the .onnx file of the same net with onnxruntime",
     ),
 }

@@ -60,7 +60,8 @@ def load(
     model = describe(path, labels, net, size, **told)
     name, number = split_number(provider or device)
     wanted = choose_provider(name, onnxruntime.get_available_providers())
-    session = open_session(model.path, wanted, threads, number)
+    rounded = model.card is not None and model.card.precision in ("int8", "fp8")
+    session = open_session(model.path, wanted, threads, number, as_written=rounded)
     used = session.get_providers()[0]
     if used != wanted:
         if provider or device:
@@ -111,8 +112,14 @@ def choose_provider(name: Optional[str], available: List[str]) -> str:
     return full
 
 
-def open_session(path: Path, provider: str, threads: Optional[int] = None, number: int = 0) -> Any:
+def open_session(
+    path: Path, provider: str, threads: Optional[int] = None, number: int = 0, as_written: bool = False
+) -> Any:
     """An InferenceSession, on the `number`th device of the provider.
+
+    Args:
+        as_written: the CPU does not optimise the graph. That rewrites eight-bit ones so that they round elsewhere,
+            and are slower too.
 
     Raises UserError for a file that this ONNX Runtime cannot load.
     """
@@ -122,6 +129,8 @@ def open_session(path: Path, provider: str, threads: Optional[int] = None, numbe
     # Its threads wait for the next layer by spinning. After the last layer that would only slow down what we do
     # with the results, and heat the device between two images.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if as_written and provider == PROVIDERS["cpu"]:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if threads is not None:
         if threads < 1:
             raise UserError(f"{threads} threads are too few")
