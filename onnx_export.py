@@ -26,6 +26,13 @@ DESCRIPTION = "Write a trained net as one ONNX file that carries its labels, siz
 EPILOG = """A MODEL is a checkpoint of train_ssd.py, bare weights (with --net and --labels, where they cannot be
 found out), or the folder of a training run, of which the best checkpoint is taken."""
 
+GIVES = {
+    "detectnet": "gives scores and boxes",
+    "raw": "gives scores and locations",
+    "nms": "gives detections",
+    "uint8": "takes bytes",
+}
+
 DEFAULT_NAME = "ssd-mobilenet"
 """What NVIDIA's tools call mb1-ssd; their command lines expect the file under this name."""
 
@@ -226,7 +233,7 @@ def describe(exported: Exported) -> str:
     """What kind of file it is, in a line."""
     card = exported.card
     batch = "any batch" if card.dynamic_batch else f"batch {card.batch_size}"
-    words = [f"opset {card.opset}", f"form {card.form}", batch]
+    words = [f"opset {card.opset}", GIVES[card.form], batch]
     words += [f"takes {card.input.width} x {card.input.height}"]
     words += ["normalisation of detectNet"] if card.folded else []
     words += ["NMS unrolled"] if card.suppressed else []

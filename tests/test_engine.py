@@ -486,6 +486,15 @@ def test_the_schedule_says_when_it_does_not_end_with_the_run(options, caplog):
     assert not caplog.records and schedule.steps == 20
 
 
+@pytest.mark.parametrize(
+    "said, steps, epochs", [(0, 1000, 60), (0, 15, 60), (0, 14, 65), (0, 1, 900), (3, 1, 3)]
+)
+def test_few_photographs_are_seen_more_often(said, steps, epochs, options):
+    config = TrainConfig(**{**options, "num_epochs": said})
+    config.settle_epochs(steps)
+    assert config.num_epochs == epochs
+
+
 def test_samples_can_be_looked_at(options, tmp_path):
     trainer = Trainer(TrainConfig(**options))
     path = engine.save_samples(trainer.train_set, trainer.augment, tmp_path / "samples")

@@ -2,6 +2,7 @@
 every checkpoint stores it, so that `--resume` needs nothing else."""
 
 import dataclasses
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,13 @@ from vision.data.open_images import GROUP_RULES
 from vision.errors import UserError
 from vision.spec import InputSpec, canonical_name, net_names, net_options, net_spec, parse_resolution
 
+log = logging.getLogger(__name__)
+
 LAST = "last"
 """What `--resume` without a value means."""
+
+EPOCHS, LEAST_STEPS = 60, 900
+"""Of a run that is not told how long: so many epochs, and at least so many steps."""
 
 
 @dataclass
@@ -95,7 +101,11 @@ class TrainConfig:
         "length of the run, 0 for none",
     )
     batch_size: int = option(16, "images in a step (the older tools: 32 or 4)")
-    num_epochs: int = option(60, "passes over the data (the older tools: 120 or 30)", flags=("--epochs",))
+    num_epochs: int = option(
+        0,
+        "passes over the data (default: 60, and 900 steps at least; the older tools: 120 or 30)",
+        flags=("--epochs",),
+    )
     seed: int = option(0, "of the order, the augmentation and fresh weights")
 
     # machine
@@ -121,9 +131,9 @@ class TrainConfig:
             self._check(
                 each.name, not isinstance(value, float) or math.isfinite(value), "must be a finite number"
             )
-        for name in ("batch_size", "num_epochs", "validation_epochs", "debug_steps", "gamma"):
+        for name in ("batch_size", "validation_epochs", "debug_steps", "gamma"):
             self._check(name, getattr(self, name) > 0, "must be above 0")
-        for name in ("num_workers", "t_max", "seed"):
+        for name in ("num_epochs", "num_workers", "t_max", "seed"):
             self._check(name, getattr(self, name) >= 0, "must not be below 0")
         self._check("seed", self.seed < 1 << 63, "must be below 2 ** 63")
         self._check("momentum", 0 <= self.momentum < 1, "must be at least 0 and below 1")
@@ -145,6 +155,14 @@ class TrainConfig:
         # Settled here, so that a checkpoint holds what was used and a resumed run uses it again.
         if self.optimizer == "auto":
             self.optimizer = "adamw" if self._from_scratch() and not self._rate_given() else "sgd"
+
+    def settle_epochs(self, steps_per_epoch: int) -> None:
+        """How long to train, where nobody said. Few photographs make few steps, and a net learns by steps."""
+        if not self.num_epochs:
+            self.num_epochs = max(EPOCHS, math.ceil(LEAST_STEPS / steps_per_epoch))
+            log.info(
+                "%d epochs of %d steps; --num_epochs sets another number", self.num_epochs, steps_per_epoch
+            )
 
     def _from_scratch(self) -> bool:
         return not (self.base_net or self.pretrained_ssd or self.resume)

@@ -357,6 +357,7 @@ class Trainer:
         self.batches = EpochBatches(
             len(self.train_set), config.batch_size, config.seed, repeats=repeats_of(self.train_set, config)
         )
+        config.settle_epochs(len(self.batches))
         self.schedule = make_schedule(config, len(self.batches))
         self.average_decay = config.average_decay(self.schedule.steps)
         self.average = copy.deepcopy(self.net).eval() if self.average_decay else None
