@@ -184,7 +184,9 @@ def write_json(path: Path, results: Dict[Path, Detections]) -> None:
         objects = [{"class": n, "score": s, "box": [float(v) for v in box]} for n, s, box in found]
         images.append({"image": str(source), "size": list(found.size), "objects": objects})
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(images, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(images, indent=2, ensure_ascii=False) + "\n"
+    # A byte of a file's name that is no UTF-8 becomes "\udcdf", which is JSON.
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def print_ending(results: Dict[Path, Detections], outputs: Dict[Path, Path]) -> None:

@@ -158,3 +158,11 @@ def test_blanks_and_strange_names_lose_nothing(tmp_path):
     assert line["image"] == "my photo\t(1)" and line["size"] == [240, 320]
     assert [one["class"] for one in line["objects"]] == list(classes[1:])
     assert line["objects"][0] == {"class": "a/b", "score": 0.5, "box": [1, 2, 3, 4]}
+
+
+def test_a_name_that_is_no_utf8(tmp_path):
+    name = b"stra\xdfe".decode("utf-8", "surrogateescape")  # as Python reads such a file's name
+    paths = write_detections(tmp_path, [found([[1, 2, 3, 4]], [0.5], [1])], [truth(name, name + ".jpg")])
+    line = json.loads(paths[0].read_text(encoding="utf-8"))
+    assert (line["image"], line["path"]) == (name, name + ".jpg")
+    assert paths[1].read_text(encoding="utf-8").startswith("stra\\udcdfe 0.5 ")

@@ -20,7 +20,8 @@ def write_detections(
     `det_test_<class>.txt`, one for every class, in VOC's form: lines "image score x1 y1 x2 y2", pixels counted
     from 1. The form splits at blanks, so white space in an image's id is written as in a URL (%20), and what a
     file name cannot hold in a class's name as "_". `detections.jsonl` has one line for each image, everything as
-    it is, pixels counted from 0.
+    it is, pixels counted from 0. A byte of a file's name that is no UTF-8 is written as Python does, "\\udcdf", which
+    is JSON too.
 
     Returns: the paths written.
     """
@@ -42,10 +43,10 @@ def write_detections(
         images.append(json.dumps(line, ensure_ascii=False) + "\n")
 
     written = [folder / JSON_LINES]
-    written[0].write_text("".join(images), encoding="utf-8")
+    written[0].write_text("".join(images), encoding="utf-8", errors="backslashreplace")
     for stem, name in _file_stems(classes[1:]).items():
         written.append(folder / f"det_test_{stem}.txt")
-        written[-1].write_text("".join(lines[name]), encoding="utf-8")
+        written[-1].write_text("".join(lines[name]), encoding="utf-8", errors="backslashreplace")
     return written
 
 
