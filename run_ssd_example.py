@@ -29,6 +29,9 @@ neither their net nor their classes."""
 
 DEFAULT_OUTPUT = "run_ssd_example_output"
 
+LOWEST, LOOKED_AT = 0.01, 8
+"""Where nothing is found: the score down to which, and the number of images on which, one looks again."""
+
 
 @dataclass
 class ExampleOptions:
@@ -80,6 +83,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if options.json:
         write_json(Path(options.json), results)
     print_ending(results, outputs)
+    if results and not any(map(len, results.values())):
+        print(nearest(detector, list(results)[:LOOKED_AT]))
     return cli.EXIT_USER_ERROR if len(results) < len(images) else 0
 
 
@@ -175,6 +180,16 @@ def print_table(results: Dict[Path, Detections], threshold: float) -> None:
     for row in rows:
         words = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))]
         print("  ".join(words).rstrip())
+
+
+def nearest(detector: Detector, paths: Sequence[Path]) -> str:
+    """Where nothing was found: what came nearest to it, on the first images."""
+    found = detector.detect([read_image(path, upright=True) for path in paths], threshold=LOWEST)
+    scores = [(float(score), name, path) for path, each in zip(paths, found) for name, score, _ in each]
+    if not scores:
+        return f"Nothing has a score of {LOWEST:g} or more. Is it the right model, and was it trained?"
+    score, name, path = max(scores)
+    return f"The highest score is {score:.2f} ({name}, {path}); a lower --threshold shows more"
 
 
 def write_json(path: Path, results: Dict[Path, Detections]) -> None:

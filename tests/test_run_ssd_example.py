@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -88,6 +89,7 @@ def test_nothing_found(script, capsys, work):
     save(undecided, "undecided.pth")
     code, out, _ = run(script, capsys, "undecided.pth", "photos/a.png")
     assert code == 0 and "(nothing above 0.4)" in out and "Found 0 objects" in out
+    assert re.search(r"The highest score is 0\.\d\d \(\w+, .*\); a lower --threshold shows more", out)
     assert Path("run_ssd_example_output.jpg").is_file()
 
 
