@@ -255,6 +255,16 @@ def test_training_without_an_object(sets, tmp_path, capsys, kind):
     assert len(open_dataset(root, "test")) == 3  # to test on, it may be
 
 
+@pytest.mark.parametrize("part, done", [("train", "never learnt"), ("test", "not measured there")])
+def test_a_class_that_a_part_lacks_says_how_to_divide(sets, tmp_path, part, done):
+    pictures = sets.sound()
+    for picture in pictures:
+        picture.things = [thing for thing in picture.things if picture.part != part or thing.name == "cat"]
+    sets.WholeSet("voc", tmp_path).write(pictures)
+    (finding,) = [each for each in examine(Question([tmp_path])).findings if each.code == "absent-class"]
+    assert done in finding.action and "python -m vision.data split" in finding.action
+
+
 @pytest.mark.parametrize("kind", ["voc", "coco", "csv"])
 def test_a_part_of_any_name_is_divided(sets, tmp_path, kind):
     root = tmp_path / "set"

@@ -1,5 +1,6 @@
 """`python -m vision.data split`: parts that are alike, the same for the same seed."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -102,12 +103,25 @@ def test_the_command(to, tmp_path, capsys):
     ids = [{s.id for s in part.samples} for part in parts]
     assert not ids[0] & ids[1] | ids[0] & ids[2] | ids[1] & ids[2]
     assert (to or "voc") in parts[0].recognised[0] and "images with" in out
+    assert out.count("objects, ") == 1  # of the whole, not of parts that are no more
     code, _, error = run(capsys, *words)
     assert code == 2 and "already holds" in error
     assert run(capsys, *words, "--output", tmp_path / "again")[0] == 0
     assert [
         {s.id for s in open_dataset(tmp_path / "again", split).samples} for split in ("train", "val", "test")
     ] == ids
+
+
+def test_a_draw_that_is_not_used_is_not_told(tmp_path, capsys):
+    source = write_shapes(tmp_path / "shapes", 10, seed=5)
+    shutil.rmtree(str(source / "ImageSets"))
+    next(iter((source / "Annotations").iterdir())).unlink()
+    code, out, error = run(capsys, "split", source)
+    assert (
+        code == 0 and "random-split" not in out + error and out.count("missing-annotation") == 2
+    )  # its line
+    code, out, error = run(capsys, "convert", source, tmp_path / "converted", "--to", "coco")
+    assert code == 0 and out.count("[random-split]") == (out + error).count("[random-split]") == 1
 
 
 @pytest.mark.parametrize(

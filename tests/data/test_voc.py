@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from vision.data import Dataset, open_dataset, summary
-from vision.data.voc import read_voc
+from vision.data import Dataset, format_of, open_dataset, summary
+from vision.data.voc import read_voc, voc_parts
 from vision.errors import UserError
 
 HEIGHT, WIDTH = 60, 80
@@ -244,10 +244,13 @@ def test_an_xml_that_is_none(tree, raw, code, where):
     )
 
 
-def test_a_missing_xml_is_no_negative(tree):
+@pytest.mark.parametrize("line", ["one", "one.jpg", "JPEGImages/one.jpg"])
+def test_a_missing_xml_is_no_negative(tree, line):
     (tree / "Annotations/one.xml").unlink()
+    (tree / "ImageSets/Main/trainval.txt").write_text(line)
     dataset = read_voc(tree, "train")
     assert dataset.samples == [] and codes(dataset) == ["missing-annotation"]
+    assert dataset.findings[0].file.endswith("one.xml")
     assert "without objects" in dataset.findings[0].action
 
 
@@ -318,8 +321,7 @@ def test_sizes_that_disagree(tree, declared, box, code):
     [
         ("train trainval test val", "train", "trainval"),
         ("train val test", "train", "train"),
-        ("default", "train", "default"),
-        ("default", "test", "default"),
+        ("default", "default", "default"),
         ("train val trainval", "test", "val"),
         ("train val trainval", "train", "train"),  # trainval holds val, which is what is tested on
         ("trainval default", "train", "trainval"),
@@ -334,7 +336,22 @@ def test_which_split_file_is_read(tree, there, split, chosen):
         (tree / f"ImageSets/Main/{name}.txt").write_text(f"{name}\n")
     dataset = read_voc(tree, split)
     assert [sample.id for sample in dataset.samples] == [chosen]
-    assert codes(dataset) == (["shared-split"] if chosen == "default" else [])
+    assert codes(dataset) == []
+
+
+@pytest.mark.parametrize("name", ["default", "all", "mine"])
+def test_one_list_of_everything_is_divided(tree, name):
+    names = [f"image{number}" for number in range(10)]
+    for each in names:
+        (tree / f"JPEGImages/{each}.jpg").write_bytes(coded())
+        (tree / f"Annotations/{each}.xml").write_text(xml(thing()))
+    (tree / "ImageSets/Main/trainval.txt").unlink()
+    (tree / f"ImageSets/Main/{name}.txt").write_text("\n".join(names))
+    train, test = (open_dataset(tree, split) for split in ("train", "test"))
+    ids = [{sample.id for sample in part.samples} for part in (train, test)]
+    assert [len(each) for each in ids] == [8, 2] and ids[0] | ids[1] == set(names)
+    assert train.findings == test.findings and codes(train) == ["random-split"]  # one line says both
+    assert "8 images for training, 2 for test" in train.findings[0].action
 
 
 @pytest.mark.parametrize("split", ["test", "trainvall"])
@@ -383,16 +400,103 @@ def without_split_files(tree, names):
     (tree / "ImageSets").rmdir()
 
 
-def test_without_split_files_images_are_split_and_it_is_said(tree, caplog):
+def test_without_split_files_images_are_split_and_it_is_said(tree):
     without_split_files(tree, [f"image{number}" for number in range(19)])
     train, test = read_voc(tree, "train"), read_voc(tree, "test")
     ids = [{sample.id for sample in part.samples} for part in (train, test)]
     assert len(ids[0]) == 16 and len(ids[1]) == 4 and not ids[0] & ids[1]
-    assert codes(train) == codes(test) == ["random-split"] and "80/20" in caplog.text
+    assert codes(train) == ["random-split"] and "80/20" in summary(train) and train.findings == test.findings
     assert {sample.id for sample in read_voc(tree, "test", seed=0).samples} == ids[1]
     assert {sample.id for sample in read_voc(tree, "test", seed=1).samples} != ids[1]
     with pytest.raises(UserError, match="train or test"):
         read_voc(tree, "mine")
+
+
+# --- layouts ------------------------------------------------------------------------------------------------
+
+
+def lay_out(root, places):
+    """Images and XML at (image, XML) paths without suffixes; an XML "" is left out."""
+    for image, annotation in places:
+        for name, raw in (
+            (f"{image}.jpg", coded()),
+            (f"{annotation}.xml" if annotation else "", xml(thing()).encode()),
+        ):
+            if name:
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                (root / name).write_bytes(raw)
+
+
+@pytest.mark.parametrize(
+    "images, annotations, lists",
+    [
+        ("images", "annotations", ""),
+        ("images", "Annotations", ""),
+        ("JPEGimages", "ANNOTATIONS", ""),
+        ("jpegimages", "annotations", "ImageSets/Main"),
+        ("Images", "annotations", "imagesets/main"),
+        (".", ".", ""),
+        (".", ".", "ImageSets/Main"),
+    ],
+)
+def test_folders_by_other_names(tmp_path, images, annotations, lists):
+    names = ["a", "b", "c", "d", "e"]
+    lay_out(tmp_path, [(f"{images}/{name}", f"{annotations}/{name}") for name in names])
+    if lists:
+        (tmp_path / lists).mkdir(parents=True)
+        for part, text in (("train", "a\nb\nc\nd\n"), ("test", "e\n")):
+            (tmp_path / lists / f"{part}.txt").write_text(text)
+    assert format_of(tmp_path).name == "voc" and voc_parts(tmp_path) == (["train", "test"] if lists else [])
+    train, test = (open_dataset(tmp_path, split, strict=True) for split in ("train", "test"))
+    assert sorted(sample.id for part in (train, test) for sample in part.samples) == names
+    assert train.num_objects == 4 and codes(train) == ([] if lists else ["random-split"])
+
+
+@pytest.mark.parametrize(
+    "images, annotations", [("", ""), ("images/", "annotations/"), ("JPEGImages/", "Annotations/")]
+)
+def test_folders_are_the_parts(tmp_path, images, annotations):
+    for part in ("train", "valid", "test"):
+        lay_out(tmp_path, [(f"{images}{part}/{part}", f"{annotations}{part}/{part}")])
+    lay_out(tmp_path, [(f"{images}train/bare", "")])
+    assert voc_parts(tmp_path) == ["train", "val", "test"] and format_of(tmp_path).name == "voc"
+    for split, folder in (("test", "test"), ("val", "valid"), ("valid", "valid")):
+        dataset = open_dataset(tmp_path, split, strict=True)
+        assert [sample.id for sample in dataset.samples] == [f"{folder}/{folder}"]
+    train = open_dataset(tmp_path, "train")
+    assert [sample.id for sample in train.samples] == ["train/train"] and codes(train) == [
+        "missing-annotation"
+    ]
+    with pytest.raises(UserError, match="no split mine"):
+        read_voc(tmp_path, "mine")
+
+
+def test_images_without_xml_are_one_finding(tmp_path):
+    lay_out(tmp_path, [(name, name if name in "abcde" else "") for name in "abcdefgh"])
+    train, test = (open_dataset(tmp_path, split) for split in ("train", "test"))
+    assert (len(train), len(test)) == (4, 1) and train.findings == test.findings
+    missing = train.findings[1]
+    assert (missing.code, missing.value) == ("missing-annotation", "3 images without an XML, the first f")
+    assert "without objects write an XML" in missing.action
+
+
+@pytest.mark.parametrize("raw", [b"", b"<annotations><image/></annotations>", b"<project/>"])
+def test_an_xml_that_is_none_makes_no_set(tmp_path, raw):
+    lay_out(tmp_path, [("a", "a"), ("images/a", "annotations/a")])
+    for path in tmp_path.rglob("*.xml"):
+        path.write_bytes(raw)
+    with pytest.raises(UserError, match="not a data set"):
+        open_dataset(tmp_path, "train")
+
+
+def test_what_is_another_format_stays_so(tmp_path):
+    """LabelImg writes both formats into one folder; so do converters."""
+    lay_out(tmp_path, [("a", "a")])
+    (tmp_path / "classes.txt").write_text("cat")
+    assert format_of(tmp_path).name == "yolo"
+    lay_out(tmp_path / "both", [("images/a", "annotations/a")])
+    (tmp_path / "both/labels").mkdir()
+    assert format_of(tmp_path / "both").name == "yolo"
 
 
 # --- roots --------------------------------------------------------------------------------------------------

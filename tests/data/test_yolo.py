@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vision.data import open_dataset
+from vision.data import format_of, open_dataset
 from vision.data.yolo import is_yolo, read_yaml, read_yolo, yolo_parts
 from vision.errors import UserError
 
@@ -170,6 +170,8 @@ def test_without_pyyaml_it_is_said(root, monkeypatch):
         ("train/images", "train/labels", "classes.txt", True),
         ("images", "labels", "classes.txt", False),
         ("", "", "classes.txt", False),
+        ("", "", "obj.names", False),
+        ("train", "train", "train/_darknet.labels", True),
     ],
 )
 def test_bare_folders(tmp_path, images, labels, classes, strict):
@@ -179,6 +181,40 @@ def test_bare_folders(tmp_path, images, labels, classes, strict):
     assert is_yolo(tmp_path)
     dataset = open_dataset(tmp_path, "train")
     assert dataset.num_objects == 1 and codes(dataset) == ([] if strict else ["random-split"])
+
+
+@pytest.mark.parametrize(
+    "data, train, images, strict",
+    [
+        # CVAT's "YOLO 1.1": neither data/ nor the lists' data/ is a folder of the export
+        ("classes = 2\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/", "data/obj_train_data/a.jpg",
+         "obj_train_data", False),
+        ("train=train.txt\nvalid=train.txt\nnames=obj.names", "./obj/a.jpg", "obj", False),
+        ("train = /home/me/x/train.txt\nnames = x/obj.names", "/home/me/darknet/data/obj/a.jpg", "obj", False),
+        ("train = train.txt\nvalid = valid.txt\nnames = obj.names", "data\\obj\\a.jpg", "obj", True),
+        ("train = train.txt\nvalid = nowhere.txt\nnames = nowhere.names", "images/a.jpg", "images", False),
+    ],
+)  # fmt: skip
+def test_darknet(tmp_path, data, train, images, strict):
+    text(tmp_path / "obj.data", data)
+    text(tmp_path / "obj.names", "cat\ndog\n")
+    text(tmp_path / "train.txt", train + "\n")
+    text(tmp_path / "valid.txt", train.replace("a.jpg", "b.jpg"))
+    for name in ("a", "b"):
+        picture(tmp_path / images / f"{name}.jpg")
+        text(tmp_path / images / f"{name}.txt", ROW)
+    assert format_of(tmp_path).name == "yolo"
+    dataset = open_dataset(tmp_path, "train")
+    assert [sample.id for sample in dataset.samples] == ["a"] and dataset.num_objects == 1
+    assert dataset.classes == ("BACKGROUND", "cat", "dog")
+    assert codes(dataset) == ([] if strict else ["random-split"])
+    assert yolo_parts(tmp_path) == (["train", "val"] if strict else [])
+
+
+def test_a_data_file_that_leads_nowhere(tmp_path):
+    text(tmp_path / "obj.data", "train = data/train.txt\nnames = data/obj.names\n")
+    with pytest.raises(UserError, match="obj.data: train: data/train.txt: not there"):
+        open_dataset(tmp_path, "train")
 
 
 def test_numbers_without_names(tmp_path):

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Callable, Collection, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from vision.data.labels import read_labels, suggest, with_background
 from vision.data.open_images import GROUP_RULES, is_open_images, open_images_parts, read_open_images
 from vision.data.parts import canonical
 from vision.data.sample import Dataset, Finding, Sample
-from vision.data.voc import is_voc, read_voc, voc_parts
+from vision.data.voc import is_voc, read_voc, resembles_voc, voc_parts
 from vision.data.yolo import is_yolo, read_yolo, told_labels, yolo_parts
 from vision.errors import UserError
 
@@ -32,6 +32,7 @@ class Format(NamedTuple):
 
     `parts(root)` gives the names of its parts, none where the images lie in one heap. `read(root, split, classes,
     seed)` gives a Dataset; classes None means those of the root itself. `shows` is what a folder of it holds.
+    `resembles` knows layouts that other formats share; it is asked where no format is recognised.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Format(NamedTuple):
     parts: Callable[[Path], List[str]]
     read: Callable[[Path, str, Optional[Sequence[str]], int], Dataset]
     shows: str
+    resembles: Optional[Callable[[Path], bool]] = None
 
 
 def _read_open_images(root: Path, split: str, classes: Optional[Sequence[str]], seed: int) -> Dataset:
@@ -46,17 +48,24 @@ def _read_open_images(root: Path, split: str, classes: Optional[Sequence[str]], 
 
 
 FORMATS: Tuple[Format, ...] = (
-    Format("voc", is_voc, voc_parts, read_voc, "Annotations/*.xml and JPEGImages/"),
+    Format(
+        "voc",
+        is_voc,
+        voc_parts,
+        read_voc,
+        "Annotations/*.xml and JPEGImages/, or a.xml beside a.jpg",
+        resembles_voc,
+    ),
     Format("open_images", is_open_images, open_images_parts, _read_open_images, "*-annotations-bbox.csv"),
     Format(
         "coco", is_coco, coco_parts, read_coco, "annotations/instances_*.json or train/_annotations.coco.json"
     ),
-    Format("yolo", is_yolo, yolo_parts, read_yolo, "data.yaml, or images/ beside labels/"),
+    Format("yolo", is_yolo, yolo_parts, read_yolo, "data.yaml, obj.data, or images/ beside labels/"),
     Format("csv", is_csv, csv_parts, read_csv, "a CSV with filename,class,xmin,ymin,xmax,ymax"),
 )
 """A new format is one line here. The order is that of recognition."""
 
-NOTES = frozenset({"exif-rotated", "random-split", "shared-split", "no-rows"})
+NOTES = frozenset({"exif-rotated", "random-split", "no-rows"})
 """Findings that tell of a decision and not of a fault: `strict` lets them pass."""
 
 SHOWN = 3
@@ -64,6 +73,12 @@ SHOWN = 3
 
 LISTED = 50
 """Findings that an error lists."""
+
+
+def recognised(root: Path) -> List[Format]:
+    """The formats that a folder shows, the likeliest first."""
+    found = [known for known in FORMATS if known.recognises(root)]
+    return found or [known for known in FORMATS if known.resembles is not None and known.resembles(root)]
 
 
 def format_of(root: PathLike, dataset_type: str = "auto") -> Format:
@@ -81,7 +96,7 @@ def format_of(root: PathLike, dataset_type: str = "auto") -> Format:
         )
     if not root.exists():
         raise UserError(f"{root}: no such folder")
-    found = [known for known in FORMATS if known.recognises(root)]
+    found = recognised(root)
     if not found:
         raise UserError(_unrecognised(root))
     if len(found) > 1:
@@ -97,7 +112,7 @@ def _unrecognised(root: Path) -> str:
         return f"{root}: a file, not the folder of a data set"
     held = sorted(path.name for path in root.iterdir())
     folders = [name for name in held if (root / name).is_dir()]
-    nested = [name for name in folders[:LISTED] if any(known.recognises(root / name) for known in FORMATS)]
+    nested = [name for name in folders[:LISTED] if recognised(root / name)]
     if nested:
         return f"{root}: not a data set; did you mean {root / nested[0]}?"
     looked = "".join(f"\n  {known.name}: {known.shows}" for known in FORMATS)
@@ -254,8 +269,13 @@ def open_dataset(
     return dataset
 
 
-def summary(dataset: Dataset) -> str:
-    """Images, negatives, objects of each class, and the findings by code, for people to read."""
+def summary(dataset: Dataset, told: Collection[Finding] = ()) -> str:
+    """Images, negatives, objects of each class, and the findings by code, for people to read.
+
+    `told` are findings that were shown with another part: what is of the whole set need not be said twice.
+    """
+    known = set(told)
+    findings = [finding for finding in dataset.findings if finding not in known]
     negatives = sum(len(sample.labels) == 0 for sample in dataset.samples)
     difficult = sum(int(sample.difficult.sum()) for sample in dataset.samples)
     group = sum(int(sample.group.sum()) for sample in dataset.samples)
@@ -274,10 +294,10 @@ def summary(dataset: Dataset) -> str:
     for name, count, seen in list(zip(dataset.classes, counts, images))[1:]:
         nothing = "" if count else "   <- no object in this split"
         lines.append(f"  {name:{width}}  {count:6d} in {seen} images{nothing}")
-    codes = Counter(finding.code for finding in dataset.findings)
+    codes = Counter(finding.code for finding in findings)
     for code, number in codes.most_common():
         lines.append(f"  {number} x {code}")
-        named = [finding for finding in dataset.findings if finding.code == code]
+        named = [finding for finding in findings if finding.code == code]
         lines += [f"      {finding}" for finding in named[:SHOWN]]
         if number > SHOWN:
             lines.append(f"      ... and {number - SHOWN} more")

@@ -316,7 +316,7 @@ def drawn(
     """The part of one heap that a split takes, and the finding that says so."""
     ids = sorted({annotation.id for annotation in annotations})
     chosen = set(draw(ids, split, seed))
-    note = drawn_note(root, reason, split, seed, len(chosen), len(ids))
+    note = drawn_note(root, reason, seed, len(ids))
     return [annotation for annotation in annotations if annotation.id in chosen], note
 
 

@@ -26,7 +26,7 @@ from vision.boxes import iou
 from vision.data import format_of, without_objects
 from vision.data.content import KINDS, Look, look, near_pairs
 from vision.data.findings import CODES, ERROR, NOTE, SEVERITIES, WARNING, severity
-from vision.data.images import SUFFIXES, split_suffix
+from vision.data.images import SUFFIXES
 from vision.data.labels import read_labels, suggest, with_background
 from vision.data.reach import NETS, Reach, best_iou, priors_of, reach, stacked
 from vision.data.sample import Dataset, Finding, Sample
@@ -270,30 +270,8 @@ def read(question: Question) -> Report:
         for dataset in parts.values():
             report.findings += dataset.findings
     report.classes, report.parts = _joined(roots)
-    report.findings = [_refined(finding) for finding in dict.fromkeys(report.findings)]
+    report.findings = list(dict.fromkeys(report.findings))
     return report
-
-
-def _refined(finding: Finding) -> Finding:
-    """A missing XML whose image is missing too is a fault of the list that names it."""
-    xml = Path(finding.file)
-    if finding.code != "missing-annotation" or "Annotations" not in xml.parts:
-        return finding
-    cut = len(xml.parts) - 1 - xml.parts[::-1].index("Annotations")
-    root, inside = Path(*xml.parts[:cut]), Path(*xml.parts[cut + 1 :])
-    stem = split_suffix(inside.as_posix())[0]
-    folder = (root / "JPEGImages" / stem).parent
-    with contextlib.suppress(OSError):
-        if any(split_suffix(path.name)[0] == Path(stem).name for path in folder.iterdir()):
-            return finding
-    for path in sorted((root / "ImageSets" / "Main").glob("*.txt")):
-        with contextlib.suppress(OSError):
-            text = path.read_text(encoding="utf-8", errors="replace")
-            for number, line in enumerate(text.splitlines(), start=1):
-                if re.split(r"\s", line.strip())[0].endswith(stem) or line.strip() == stem:
-                    action = f"dropped; there is neither {inside} nor an image"
-                    return Finding("missing-listed", str(path), f"line {number}", stem, action)
-    return finding
 
 
 # --- images -------------------------------------------------------------------------------------------------
@@ -340,7 +318,6 @@ def _same_size(paths: Sequence[Path]) -> List[Path]:
 
 def _find_same(report: Report) -> None:
     """Images that occur twice: in a part, or in training and in a part that is tested on."""
-    shared = any(finding.code == "shared-split" for finding in report.findings)
     digests = {path: seen.digest or str(path) for path, seen in report.looks.items()}
     first: Dict[str, Dict[str, Path]] = {}
     for name, part in report.parts.items():
@@ -351,7 +328,7 @@ def _find_same(report: Report) -> None:
                 report.findings.append(
                     Finding("duplicate-image", str(sample.path), "", f"the same as {known}", "kept")
                 )
-    if shared or "train" not in first:
+    if "train" not in first:
         return
     leaked = set()
     for name in [part for part in TESTED if part in first]:
@@ -494,6 +471,7 @@ def _find_classes(report: Report) -> None:
         if empty:
             value = f"{total[label]} objects, but none in {' and '.join(empty)}"
             action = "kept: never learnt" if "train" in empty else "kept: not measured there"
+            action += "; `python -m vision.data split` gives every part some of each class"
             report.findings.append(Finding("absent-class", file, place, value, action))
         if "train" in counts and 0 < counts["train"][label] < max(FEW, most / IMBALANCE):
             value = f"{counts['train'][label]} training objects; the most frequent class has {most}"

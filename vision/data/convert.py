@@ -3,12 +3,13 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence, Set
 
 from vision import cli
 from vision.cli import option
 from vision.data import Dataset, format_of, open_dataset, summary
 from vision.data.labels import read_labels
+from vision.data.sample import Finding
 from vision.data.write import WRITERS, write_dataset
 from vision.errors import UserError
 
@@ -60,9 +61,11 @@ def report(datasets: Dict[str, Dataset]) -> str:
     """What was read, for people."""
     parts = list(datasets.values())
     lines = list(parts[0].recognised)
+    told: Set[Finding] = set()
     for part in parts:
         part.recognised = ()
-        lines.append(summary(part))
+        lines.append(summary(part, told))
+        told.update(part.findings)
     return "\n".join(lines)
 
 

@@ -61,12 +61,6 @@ CODES: Dict[str, Code] = {
         "80 % and 20 %",
         "the parts are written down",
     ),
-    "shared-split": Code(
-        ERROR,
-        "training and test read the same list: results are not held out",
-        "read for both",
-        "training keeps the images",
-    ),
     "duplicate-id": Code(WARNING, "an image is listed or annotated twice in a part", "taken once", "once"),
     "missing-listed": Code(
         ERROR,
@@ -214,7 +208,7 @@ CODES: Dict[str, Code] = {
     "absent-class": Code(
         WARNING,
         "a class with objects in one part and none in another",
-        "kept: it is not learnt, or not measured",
+        "kept: it is not learnt, or not measured (`python -m vision.data split` divides by class)",
         _AS_READ,
     ),
     "rare-class": Code(

@@ -20,6 +20,9 @@ _NAMES = {
     "test": ("test", "testing"),
     "trainval": ("trainval",),
 }
+USUAL = ("train", "val", "test")
+"""Folders of one of these names, in any usual spelling, are the parts of a data set."""
+
 _CANONICAL = {word: name for name, words in _NAMES.items() for word in words}
 
 UNNAMED = ("", "default", "all", "annotations", "instances", "labels", "result", "coco", "data")
@@ -64,6 +67,11 @@ def choose(split: str, there: Sequence[str], place: Path) -> List[str]:
     )
 
 
+def tested_of(total: int) -> int:
+    """How many of all images `draw` puts aside for the test."""
+    return max(1, round(total * TEST_SHARE)) if total > 1 else 0
+
+
 def draw(names: Sequence[str], split: str, seed: int) -> List[str]:
     """The training or test part of all images: 80 % and 20 %.
 
@@ -78,15 +86,15 @@ def draw(names: Sequence[str], split: str, seed: int) -> List[str]:
     def key(name: str) -> bytes:
         return hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()
 
-    count = max(1, round(len(names) * TEST_SHARE)) if len(names) > 1 else 0
-    test = set(sorted(names, key=key)[:count])
+    test = set(sorted(names, key=key)[: tested_of(len(names))])
     wants_test = asked in ("test", "val")
     return [name for name in names if (name in test) == wants_test]
 
 
-def drawn_note(root: Path, reason: str, split: str, seed: int, count: int, total: int) -> Finding:
-    """The finding that says how a part was drawn."""
-    action = f"split 80/20: {count} of {total} images for {split}"
+def drawn_note(root: Path, reason: str, seed: int, total: int) -> Finding:
+    """The finding that says how the parts were drawn: the same for both of them."""
+    tested = tested_of(total)
+    action = f"split 80/20: {total - tested} images for training, {tested} for test"
     return Finding("random-split", str(root), "", f"{reason}, seed {seed}", action)
 
 

@@ -20,7 +20,7 @@ from vision.data.findings import ERROR, WARNING, severity
 from vision.data.sample import Dataset, Finding
 from vision.errors import UserError
 
-VERSION = 1
+VERSION = 2
 """Of the rules: a new one forgets old verdicts."""
 
 REMEMBERED = 100

@@ -79,10 +79,9 @@ def _once(sample: Sample) -> Sample:
 def _chosen(report: Report) -> Dict[str, List[Sample]]:
     """Samples of the copy: sound images, each once, and none of training that is tested on."""
     parts: Dict[str, List[Sample]] = {}
-    shared = any(finding.code == "shared-split" for finding in report.findings)
     tested: Set[str] = set()
     for name in (*TESTED, "train"):
-        if name not in report.parts or (shared and name != "train"):
+        if name not in report.parts:
             continue
         seen = set(tested) if name == "train" else set()
         parts[name] = []

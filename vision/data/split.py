@@ -15,8 +15,8 @@ import numpy as np
 
 from vision import cli
 from vision.cli import option
-from vision.data import Dataset, format_of
-from vision.data.convert import read_parts, report, written
+from vision.data import Dataset, format_of, summary
+from vision.data.convert import read_parts, written
 from vision.data.labels import read_labels
 from vision.data.sample import Sample
 from vision.data.write import WRITERS, write_dataset
@@ -96,7 +96,10 @@ def divide(dataset: Dataset, ratios: Dict[str, float], seed: int = 0) -> Dict[st
 
 
 def pooled(datasets: Dict[str, Dataset]) -> Dataset:
-    """All parts as one data set; ids that occur in several get the part's name in front. A file counts once."""
+    """All parts as one data set; ids that occur in several get the part's name in front. A file counts once.
+
+    Its findings are those of all parts, each once, but for how they were drawn: they are no more.
+    """
     owners: Dict[str, int] = {}
     for dataset in datasets.values():
         for sample in dataset.samples:
@@ -109,7 +112,9 @@ def pooled(datasets: Dict[str, Dataset]) -> Dataset:
                 sample.path.resolve(), replace(sample, id=f"{part}/{sample.id}") if clash else sample
             )
     first = next(iter(datasets.values()))
-    return replace(first, samples=list(samples.values()))
+    findings = dict.fromkeys(finding for dataset in datasets.values() for finding in dataset.findings)
+    left = [finding for finding in findings if finding.code != "random-split"]
+    return replace(first, samples=list(samples.values()), findings=left)
 
 
 @dataclass
@@ -152,8 +157,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     to = options.to or format_of(source, options.dataset_type).name
     labels = read_labels(options.labels) if options.labels else None
     read = read_parts(source, options.dataset_type, labels, options.groups, options.strict, options.seed)
-    print(report(read))
-    parts = divide(pooled(read), dict(zip(options.names, options.ratios)), options.seed)
+    whole = replace(pooled(read), name=source.resolve().name)
+    print(summary(whole))
+    parts = divide(whole, dict(zip(options.names, options.ratios)), options.seed)
     print(table(parts))
     notes = write_dataset(target, to, parts, [source], options.link)
     print(written(target, to, parts, notes))

@@ -1,4 +1,11 @@
-"""Data sets in the layout of PASCAL VOC: JPEGImages, Annotations (one XML for each image), ImageSets/Main.
+"""Data sets with an XML for each image, as PASCAL VOC has them.
+
+    ROOT/JPEGImages/a.jpg   ROOT/Annotations/a.xml   ROOT/ImageSets/Main/train.txt   (VOC, CVAT; any case; or images/)
+    ROOT/a.jpg              ROOT/a.xml                                               (LabelImg: beside the images)
+    ROOT/train/a.jpg        ROOT/train/a.xml                                         (Roboflow: folders are the parts)
+
+The lists of ImageSets name the parts. Without them folders called train, val or test (in any usual spelling) do, and
+without these the images are drawn.
 
 What is wrong in a data set becomes a `Finding` with the file, the object, the value and what was done. The rules:
 
@@ -6,6 +13,8 @@ What is wrong in a data set becomes a `Finding` with the file, the object, the v
 code               what                                                                             done
 =================  ===============================================================================  ===========
 missing-annotation no XML for an image of the split; it is not taken as an image without objects    dropped
+                   (each one that a list names; without lists one finding tells of all)
+missing-listed     a line of the split file of which there is neither XML nor image                 dropped
 bad-xml            malformed, not a VOC annotation                                                  dropped
 unsafe-xml         has a DOCTYPE or ENTITY declaration (VOC needs none; entities can blow up)       dropped
 missing-image      no image file for an annotation                                                  dropped
@@ -25,34 +34,33 @@ inverted-box       min and max exchanged: swapped when both corners lie in the i
 outside-box        wholly outside the image                                                         dropped
 clipped-box        partly outside, by more than one pixel (less is clipped in silence)              clipped
 empty-box          narrower or lower than one pixel after clipping                                  dropped
-random-split       no ImageSets: images are split 80/20 by a hash of seed and name                  (a note)
-shared-split       training and test read the same default.txt                                      (a note)
+random-split       no ImageSets and no folders of parts, or one list of all (CVAT's default.txt):   (a note)
+                   images are split 80/20 by a hash of seed and name
 =================  ===============================================================================  ===========
 
 An XML without objects is an image without objects: kept, as a negative. A missing <difficult> is 0.
 Corners are shifted by -1 from VOC's 1-based pixels.
 """
 
-import logging
 import math
 import os
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path, PureWindowsPath
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 import numpy as np
 
 from vision.data.annotations import LARGEST_NUMBER, Verdict, judge, size_as_read
 from vision.data.images import SUFFIXES, Broken, Size, check_image, split_suffix
 from vision.data.labels import read_labels, read_text, suggest, with_background
-from vision.data.parts import DRAWN, canonical, draw, drawn_note, in_order, is_whole
+from vision.data.parts import DRAWN, USUAL, canonical, choose, draw, drawn_note, in_order, is_whole
 from vision.data.sample import Dataset, Finding, Sample
 from vision.errors import UserError
 
-logger = logging.getLogger(__name__)
-
 PathLike = Union[str, Path]
+
+NO_XML = "dropped; for an image without objects write an XML without <object>"
 
 CLASS_FILES = ("labels.txt", "labelmap.txt")
 
@@ -77,6 +85,23 @@ class _Annotation(NamedTuple):
     filename: str
     size: Optional[Size]
     objects: List[_Object]
+
+
+class Tree(NamedTuple):
+    """Where things lie: folders of the images and of their XML (the same where they lie together), and the lists."""
+
+    images: Path
+    annotations: Path
+    lists: Tuple[Path, ...]
+
+
+class _Held(NamedTuple):
+    """What a root holds, by stem below the folders of its tree: XML files, and names of image files."""
+
+    root: Path
+    tree: Tree
+    files: Dict[str, Path]
+    images: Dict[str, List[str]]
 
 
 # --- the XML of one image -----------------------------------------------------------------------------------
@@ -146,12 +171,12 @@ def _judge(corners: Sequence[str], size: Size, scale: Tuple[float, float]) -> Ve
 class _Reader:
     """Turns the annotations of one root into samples and collects the findings."""
 
-    def __init__(self, root: Path, classes: Tuple[str, ...]) -> None:
+    def __init__(self, held: _Held, classes: Tuple[str, ...], findings: List[Finding]) -> None:
         self.classes = classes
         self.number = {name: number for number, name in enumerate(classes)}
-        self.images = _list_images(root / "JPEGImages")
-        self.folder = root / "JPEGImages"
-        self.findings: List[Finding] = []
+        self.images = held.images
+        self.folder = held.tree.images
+        self.findings = findings
 
     def report(self, code: str, file: Path, where: str, value: str, action: str) -> None:
         self.findings.append(Finding(code, str(file), where, value, action))
@@ -228,7 +253,8 @@ class _Reader:
 def _walk(folder: Path) -> List[str]:
     """Paths below a folder, with forward slashes, sorted: one listing for each folder, no look at a file."""
     found = []
-    for place, _, names in os.walk(str(folder)):
+    for place, folders, names in os.walk(str(folder)):
+        folders[:] = [name for name in folders if not name.startswith(".")]  # such as .ipynb_checkpoints
         inside = os.path.relpath(place, str(folder)).replace(os.sep, "/")
         found += [name if inside == "." else f"{inside}/{name}" for name in names]
     return sorted(found)
@@ -252,21 +278,104 @@ def _list_annotations(folder: Path) -> Dict[str, Path]:
     return {stem: folder / (stem + suffix) for stem, suffix in names if suffix.lower() == ".xml"}
 
 
+def _folders(root: Path) -> Dict[str, Path]:
+    """The folders in a folder by their names in lower case; of two the one with capitals, as VOC has it."""
+    if not root.is_dir():
+        return {}
+    return {path.name.lower(): path for path in sorted(root.iterdir(), reverse=True) if path.is_dir()}
+
+
+def _is_annotation(path: Path) -> bool:
+    """Whether an XML begins like VOC's (CVAT's own begin with <annotations>)."""
+    try:
+        with path.open("rb") as file:
+            return re.search(rb"<annotation[\s>]", file.read(1000)) is not None
+    except OSError:
+        return False
+
+
+def _holds_pairs(folder: Path) -> bool:
+    """Whether a folder holds an image with its XML beside it."""
+    files = [path for path in folder.iterdir() if path.suffix.lower() in (".xml", *SUFFIXES)]
+    images = {path.stem for path in files if path.suffix.lower() != ".xml"}
+    return any(
+        path.stem in images and _is_annotation(path) for path in files if path.suffix.lower() == ".xml"
+    )
+
+
+def _lists(root: Path) -> Tuple[Path, ...]:
+    """The split files."""
+    folder = _folders(_folders(root).get("imagesets", root / "ImageSets")).get("main")
+    return tuple(sorted(folder.glob("*.txt"))) if folder is not None else ()
+
+
+def find_tree(root: Path) -> Optional[Tree]:
+    """The layout of a folder; None for one that has none of those at the head of this file."""
+    inside = _folders(root)
+    annotations, images = inside.get("annotations"), inside.get("jpegimages", inside.get("images"))
+    if annotations and images:
+        return Tree(images, annotations, _lists(root))
+    heaps = [root] + [folder for name, folder in inside.items() if canonical(name) in USUAL]
+    if root.is_dir() and not annotations and any(map(_holds_pairs, heaps)):
+        return Tree(root, root, _lists(root))
+    return None
+
+
+def _tree(root: Path) -> Tree:
+    """The same. Raises UserError where there is none."""
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder")
+    tree = find_tree(root)
+    if tree is not None:
+        return tree
+    inside = _folders(root)
+    lacks = [] if "annotations" in inside else ["Annotations"]
+    lacks += [] if {"jpegimages", "images"} & set(inside) else ["JPEGImages"]
+    names = sorted(path.name for path in root.iterdir())
+    nested = [name for name in names if is_voc(root / name) or resembles_voc(root / name)]
+    hint = (
+        f"; did you mean {root / nested[0]}?"
+        if nested
+        else f"; it holds: {', '.join(names[:8]) or 'nothing'}"
+    )
+    raise UserError(f"{root}: not a VOC tree, it has no folder {' and no folder '.join(lacks)}{hint}")
+
+
 def is_voc(root: PathLike) -> bool:
-    """Whether a folder looks like a VOC tree."""
+    """Whether a folder has VOC's own folder of annotations."""
     root = Path(root)
     # Listed, because where case does not count COCO's `annotations` would be there under this name as well.
     return root.is_dir() and any(path.name == "Annotations" and path.is_dir() for path in root.iterdir())
 
 
+def resembles_voc(root: PathLike) -> bool:
+    """Whether a folder holds VOC's XML in a layout that others share: beside the images, or in `annotations`."""
+    tree = find_tree(Path(root))
+    return tree is not None and any(map(_is_annotation, _list_annotations(tree.annotations).values()))
+
+
+def _part(stem: str) -> str:
+    """The part that the outermost folder of a stem names; "" without a folder."""
+    folder, slash, _ = stem.partition("/")
+    return canonical(folder) if slash else ""
+
+
+def _parts_by_folder(stems: Iterable[str]) -> List[str]:
+    """Parts that folders name; none where no folder is called like a usual part."""
+    parts = in_order({_part(stem) for stem in stems} - {""})
+    return parts if set(parts) & set(USUAL) else []
+
+
 def voc_parts(root: PathLike) -> List[str]:
-    """The split files that name parts of the whole; none without any.
+    """The split files that name parts of the whole, else the folders that do; none without any.
 
     Of train, val and trainval those that are used, see `read_voc`; without VOC's files for one class ("cat_train.txt").
     """
-    folder = Path(root) / "ImageSets" / "Main"
-    there = sorted(path.stem for path in folder.glob("*.txt")) if folder.is_dir() else []
-    if _lone_list(Path(root)) is not None:
+    tree = _tree(Path(root))
+    there = [path.stem for path in tree.lists]
+    if not there:
+        return _parts_by_folder(_list_annotations(tree.annotations))
+    if _lone_list(tree) is not None:
         return []
     plain = [name for name in there if not _OF_ONE_CLASS.search(name)] or there
     if "trainval" in plain:
@@ -275,53 +384,30 @@ def voc_parts(root: PathLike) -> List[str]:
     return in_order(plain)
 
 
-def _check_root(root: Path) -> None:
-    """Raise UserError unless the folders of a VOC tree are there."""
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder")
-    missing = [name for name in ("Annotations", "JPEGImages") if not (root / name).is_dir()]
-    if missing:
-        inside = sorted(path.name for path in root.iterdir())
-        nested = [name for name in inside if is_voc(root / name)]
-        hint = (
-            f"; did you mean {root / nested[0]}?"
-            if nested
-            else f"; it holds: {', '.join(inside[:8]) or 'nothing'}"
-        )
-        raise UserError(f"{root}: not a VOC tree, it has no folder {' and no folder '.join(missing)}{hint}")
-
-
-def _lone_list(root: Path) -> Optional[Path]:
-    """The only split file, where its name is that of no part: it lists everything (not CVAT's default.txt)."""
-    folder = root / "ImageSets" / "Main"
-    there = sorted(folder.glob("*.txt")) if folder.is_dir() else []
-    if len(there) != 1 or there[0].stem.lower() == "default" or _OF_ONE_CLASS.search(there[0].stem):
+def _lone_list(tree: Tree) -> Optional[Path]:
+    """The only split file, where its name is that of no part: it lists everything (CVAT's default.txt)."""
+    if len(tree.lists) != 1 or _OF_ONE_CLASS.search(tree.lists[0].stem):
         return None
-    return there[0] if is_whole(there[0].stem) else None
+    return tree.lists[0] if is_whole(tree.lists[0].stem) else None
 
 
-def _choose_split(root: Path, split: str, whole: Optional[Path] = None) -> Optional[Path]:
-    """The split file for "train", "test" or an explicit name; None when there are none, and for parts of `whole`."""
-    if whole is not None and canonical(split) in DRAWN:
-        return None
-    folder = root / "ImageSets" / "Main"
-    there = sorted(path.stem for path in folder.glob("*.txt")) if folder.is_dir() else []
-    if not there:
-        return None
+def _choose_list(lists: Sequence[Path], split: str) -> Path:
+    """The split file for "train", "test" or an explicit name. Raises UserError when it is not there."""
+    there = [path.stem for path in lists]
     # With train, val and trainval but no test, val is what is tested on, so trainval would train on the test.
     held_out_val = "val" in there and "train" in there and "test" not in there
-    train = ["train", "default"] if held_out_val else ["trainval", "train", "default"]
-    wanted = {"train": train, "test": ["test", "val", "default"]}.get(split, [split])
+    train = ["train"] if held_out_val else ["trainval", "train"]
+    wanted = {"train": train, "test": ["test", "val"]}.get(split, [split])
     for name in wanted:
         if name in there:
-            return folder / f"{name}.txt"
+            return lists[there.index(name)]
     raise UserError(
-        f"{folder}: no split {' or '.join(name + '.txt' for name in wanted)}{suggest(split, there)}; "
+        f"{lists[0].parent}: no split {' or '.join(name + '.txt' for name in wanted)}{suggest(split, there)}; "
         f"there is {', '.join(name + '.txt' for name in there)}"
     )
 
 
-def _stem_of(line: str, known: Dict[str, Path]) -> Optional[str]:
+def _stem_of(line: str, known: Set[str]) -> Optional[str]:
     """The image that a line of a split file names, or None for "not in this class" (a flag of -1).
 
     A line is a stem, perhaps with blanks in it, perhaps with its image suffix or a folder in front, and in
@@ -343,44 +429,49 @@ def _stem_of(line: str, known: Dict[str, Path]) -> Optional[str]:
     return candidates[-1]
 
 
-def _read_split(path: Path, known: Dict[str, Path], findings: List[Finding]) -> List[str]:
-    """Stems that a split file lists, each once."""
+def _read_split(path: Path, held: _Held, findings: List[Finding]) -> List[str]:
+    """Stems that a split file lists, each once, and of which there is anything."""
     stems: Dict[str, None] = {}
+    known = {*held.files, *held.images}
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         stem = _stem_of(line.strip(), known) if line.strip() else None
         if stem is None:
             continue
         if stem in stems:
             findings.append(Finding("duplicate-id", str(path), f"line {number}", stem, "dropped"))
+        elif stem not in known:
+            action = "dropped; there is neither an XML nor an image of this name"
+            findings.append(Finding("missing-listed", str(path), f"line {number}", stem, action))
+            continue
         stems[stem] = None
     return list(stems)
 
 
-def _stems(root: Path, split: str, known: Dict[str, Path], seed: int, findings: List[Finding]) -> List[str]:
+def _stems(held: _Held, split: str, seed: int, findings: List[Finding]) -> List[str]:
     """Images of a split, in its order."""
-    whole = _lone_list(root)
-    path = whole if whole is not None and whole.stem == split else _choose_split(root, split, whole)
-    if path is None and whole is not None:
-        listed = _read_split(whole, known, findings)
-        stems = draw(listed, split, seed)
-        reason = f"ImageSets/Main holds {whole.name} alone"
-        findings.append(drawn_note(root, reason, split, seed, len(stems), len(listed)))
-    elif path is None:
-        everything = sorted(set(known) | set(_list_images(root / "JPEGImages")))
-        if split not in DRAWN:
-            raise UserError(
-                f"{root}: no ImageSets/Main/{split}.txt; without split files ask for train or test"
-            )
-        stems = draw(everything, split, seed)
-        findings.append(drawn_note(root, "no ImageSets/Main", split, seed, len(stems), len(everything)))
+    lists, whole = held.tree.lists, _lone_list(held.tree)
+    if not lists:
+        return _stems_unlisted(held, split, seed, findings)
+    if whole is not None and whole.stem != split and canonical(split) in DRAWN:
+        listed = _read_split(whole, held, findings)
+        findings.append(drawn_note(held.root, f"ImageSets/Main holds {whole.name} alone", seed, len(listed)))
+        return draw(listed, split, seed)
+    return _read_split(_choose_list(lists, split), held, findings)
+
+
+def _stems_unlisted(held: _Held, split: str, seed: int, findings: List[Finding]) -> List[str]:
+    """Annotated images of a split that no list names: by folder, else drawn."""
+    stems, bare = sorted(held.files), sorted(set(held.images) - set(held.files))
+    parts = _parts_by_folder(stems)
+    if parts:
+        wanted = choose(split, parts, held.root)
+        stems, bare = ([stem for stem in each if _part(stem) in wanted] for each in (stems, bare))
     else:
-        stems = _read_split(path, known, findings)
-        if path.stem == "default" and split in ("train", "test"):
-            action = "the only split is read for training and for test: results on it are not held out"
-            findings.append(Finding("shared-split", str(path), "", "", action))
-    for finding in findings:
-        if finding.code in ("random-split", "shared-split"):
-            logger.warning("%s", finding)
+        findings.append(drawn_note(held.root, "no ImageSets/Main", seed, len(stems)))
+        stems = draw(stems, split, seed)
+    if bare:
+        value = f"{len(bare)} image{'s' * (len(bare) > 1)} without an XML, the first {bare[0]}"
+        findings.append(Finding("missing-annotation", str(held.tree.images), "", value, NO_XML))
     return stems
 
 
@@ -425,11 +516,11 @@ def read_voc(root: PathLike, split: str, classes: Optional[Sequence[str]] = None
     """Read one split of a VOC tree; the rules for what is wrong in it stand at the head of this file.
 
     Args:
-        root: the folder that holds JPEGImages and Annotations.
-        split: "train" takes ImageSets/Main/trainval.txt, else train.txt, else default.txt (CVAT's); but
-            train.txt before trainval.txt where val.txt has to serve as the test. "test" takes test.txt, else
-            val.txt, else default.txt. Any other name is that file. Without any split file the images are
-            split 80/20.
+        root: the folder described at the top of this module.
+        split: "train" takes ImageSets/Main/trainval.txt, else train.txt; but train.txt before trainval.txt where
+            val.txt has to serve as the test. "test" takes test.txt, else val.txt. Any other name is that file.
+            Folders are chosen likewise. What is neither listed nor in folders of parts, or is all in one list of
+            another name (CVAT's default.txt), is split 80/20.
         classes: class names (BACKGROUND may be among them), which also number the labels. None: labels.txt or
             CVAT's labelmap.txt in the root, else all names in all annotations of the root, whatever the split, sorted.
         seed: of the 80/20 split.
@@ -437,25 +528,24 @@ def read_voc(root: PathLike, split: str, classes: Optional[Sequence[str]] = None
     Raises UserError when the folders or the split are not there. An empty result is not an error here.
     """
     root = Path(root)
-    _check_root(root)
-    files = _list_annotations(root / "Annotations")
+    tree = _tree(root)
+    files = _list_annotations(tree.annotations)
+    held = _Held(root, tree, files, _list_images(tree.images))
     findings: List[Finding] = []
-    stems = _stems(root, split, files, seed, findings)
+    stems = _stems(held, split, seed, findings)
 
     # The names of a root without labels.txt come from all its annotations: numbering must not hang on the split.
     everything = classes is None and _class_file(root) is None
     wanted = sorted(files) if everything else [stem for stem in stems if stem in files]
     annotations = {stem: _load(files[stem]) for stem in wanted}
 
-    reader = _Reader(root, _choose_classes(root, classes, annotations))
-    reader.findings = findings
+    reader = _Reader(held, _choose_classes(root, classes, annotations), findings)
     samples = []
     for stem in stems:
         annotation = annotations.get(stem)
         if annotation is None:
-            place = root / "Annotations" / f"{stem}.xml"
-            action = "dropped; for an image without objects write an XML without <object>"
-            reader.report("missing-annotation", place, "", "", action)
+            place = tree.annotations / f"{stem}.xml"
+            reader.report("missing-annotation", place, "", "", NO_XML)
         elif isinstance(annotation, Broken):
             reader.report(annotation.code, files[stem], annotation.where, annotation.reason, "dropped")
         else:

@@ -4,13 +4,19 @@
     ROOT/images/train/a.jpg   ROOT/labels/train/a.txt
     ROOT/train/images/a.jpg   ROOT/train/labels/a.txt                 (Roboflow)
     ROOT/a.jpg                ROOT/a.txt                              (LabelImg, Darknet: labels beside the images)
+    ROOT/train/a.jpg          ROOT/train/a.txt   ROOT/train/_darknet.labels              (Roboflow's "YOLO Darknet")
+    ROOT/obj.data             classes, train, valid, names                      (Darknet, CVAT's "YOLO 1.1")
 
 `train`, `val` and `test` are folders, text files that list images, or lists of these; relative to `path`, or to the
-YAML where `path` leads nowhere. Without a YAML there are `images/` and `labels/`, and the names of the classes stand in
-classes.txt (or labels.txt, or are given). Numbers of classes are taken by name. x and y are of the centre. A line with
-more numbers is the outline of a segment, and its enclosing box is taken (with `kpt_shape` in the YAML: keypoints, which
-are passed over). The fractions are of the pixels as stored, before any EXIF rotation. What is wrong becomes a
-`Finding`, by the rules in `vision.data.annotations`, and besides:
+YAML where `path` leads nowhere. In a .data file they are text files; one that is alone holds everything, for Darknet
+insists on `train`. A file that is not where a path says (CVAT writes `data/` in front) is looked for without its outer
+folders. Without either there are `images/` and `labels/`, and the names of the classes stand in classes.txt (or
+obj.names, labels.txt, or are given).
+
+Numbers of classes are taken by name. x and y are of the centre. A line with more numbers is the outline of a segment,
+and its enclosing box is taken (with `kpt_shape` in the YAML: keypoints, which are passed over). The fractions are of
+the pixels as stored, before any EXIF rotation. What is wrong becomes a `Finding`, by the rules in
+`vision.data.annotations`, and besides:
 
 =================  ===============================================================================  ===========
 bad-line           neither 5 numbers nor the outline of a segment                                   dropped
@@ -34,7 +40,10 @@ from vision.data.sample import Dataset, Finding
 from vision.errors import UserError
 
 YAML_SUFFIXES = (".yaml", ".yml")
-CLASS_FILES = ("classes.txt", "labels/classes.txt", "obj.names", "labels.txt")
+DATA_SUFFIX = ".data"
+HEAP_FILES = ("classes.txt", "obj.names")
+PART_FILE = "_darknet.labels"
+CLASS_FILES = (*HEAP_FILES, "labels/classes.txt", "labels.txt", f"train/{PART_FILE}")
 PART_KEYS = ("train", "val", "valid", "test")
 LARGEST_YAML = 1 << 18
 DEEPEST_YAML = 20
@@ -50,7 +59,7 @@ class _Layout(NamedTuple):
         names: of the classes by number; empty where nothing tells.
         parts: part -> its sources; "" for one heap.
         keypoints: lines go on with keypoints behind the box.
-        file: the YAML, or the root.
+        file: the YAML or .data file, or the root.
     """
 
     names: Dict[int, str]
@@ -126,6 +135,7 @@ def _resolve(text: str, bases: Iterable[Path]) -> Optional[Path]:
     bare = relative
     while bare.startswith(("../", "./")):
         bare = bare.split("/", 1)[1]
+    bases = list(bases)
     for base in bases:
         for candidate in (base / relative, base / bare):
             try:
@@ -133,7 +143,13 @@ def _resolve(text: str, bases: Iterable[Path]) -> Optional[Path]:
                     return candidate
             except (OSError, ValueError):
                 return None
-    return None
+    return next((base / tail for base in bases for tail in _tails(bare) if is_file(base / tail)), None)
+
+
+def _tails(path: str) -> List[str]:
+    """ "data/obj/a.jpg" -> "obj/a.jpg", "a.jpg": a file that has moved, without folders that are not there."""
+    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+    return ["/".join(parts[start:]) for start in range(1, len(parts))]
 
 
 def _sources(path: Path, loaded: Dict[str, Any]) -> Dict[str, Source]:
@@ -171,13 +187,34 @@ def _find_yaml(root: Path) -> Optional[Path]:
     return chosen[0] if len(chosen) == 1 or preferred else None
 
 
-def _looks_like_yolo(path: Path) -> bool:
-    """Whether a YAML has names and a part, without PyYAML and without trust in it."""
+def _looks_like_yolo(path: Path, separator: str = ":") -> bool:
+    """Whether a YAML or .data file has names and a part, without PyYAML and without trust in it."""
     try:
-        words = {line.split(":", 1)[0].strip() for line in read_text(path).splitlines()[:10_000]}
+        words = {line.split(separator, 1)[0].strip() for line in read_text(path).splitlines()[:10_000]}
     except UserError:
         return False
     return "names" in words and bool(words & set(PART_KEYS))
+
+
+# --- Darknet's .data ----------------------------------------------------------------------------------------
+
+
+def _find_data(root: Path) -> Optional[Path]:
+    """The only .data file of a root."""
+    files = [path for path in root.iterdir() if path.suffix.lower() == DATA_SUFFIX] if root.is_dir() else []
+    found = [path for path in files if is_file(path) and _looks_like_yolo(path, "=")]
+    return found[0] if len(found) == 1 else None
+
+
+def _data_layout(path: Path) -> _Layout:
+    """What lines of `key = value` say."""
+    pairs = [line.partition("=") for line in read_text(path).splitlines()]
+    told = {key.strip(): value.strip() for key, _, value in pairs}
+    parts = _sources(path, told)
+    if set(parts.values()) == {parts.get("train")}:
+        parts = {"": parts["train"]}
+    file = _resolve(told["names"], [path.parent]) if told.get("names") else None
+    return _Layout(_read_names(file or _class_file(path.parent)), parts, False, path)
 
 
 # --- layouts without a YAML ---------------------------------------------------------------------------------
@@ -191,8 +228,9 @@ def _bare_parts(root: Path) -> Dict[str, Source]:
         named = {canonical(folder.name): (folder,) for folder in below}
         return dict(named) if set(named) & {"train", "val", "test"} else {"": (images,)}
     below = [folder for folder in sorted(root.iterdir()) if folder.is_dir()]
-    found = [f for f in below if (f / "images").is_dir() and (f / "labels").is_dir()]
-    parts: Dict[str, Source] = {canonical(folder.name): (folder / "images",) for folder in found}
+    found = [f / "images" for f in below if (f / "images").is_dir() and (f / "labels").is_dir()]
+    parts: Dict[str, Source] = {canonical(images.parent.name): (images,) for images in found}
+    parts.update({canonical(folder.name): (folder,) for folder in below if is_file(folder / PART_FILE)})
     return parts if set(parts) & {"train", "val", "test"} else {}
 
 
@@ -200,9 +238,14 @@ def _class_file(root: Path) -> Optional[Path]:
     return next((root / name for name in CLASS_FILES if is_file(root / name)), None)
 
 
+def _read_names(file: Optional[Path]) -> Dict[int, str]:
+    return dict(enumerate(read_labels(file)[1:])) if file else {}
+
+
 def _is_heap(root: Path) -> bool:
-    """Images and their .txt in one folder, with LabelImg's classes.txt."""
-    return is_file(root / "classes.txt") and any(path.suffix.lower() in SUFFIXES for path in root.iterdir())
+    """Images and their .txt in one folder, with LabelImg's classes.txt or Darknet's obj.names."""
+    named = any(is_file(root / name) for name in HEAP_FILES)
+    return named and any(path.suffix.lower() in SUFFIXES for path in root.iterdir())
 
 
 def _layout(root: Path) -> _Layout:
@@ -214,23 +257,24 @@ def _layout(root: Path) -> _Layout:
         return _Layout(names, _sources(yaml_file, loaded), "kpt_shape" in loaded, yaml_file)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder")
+    data_file = _find_data(root)
+    if data_file is not None:
+        return _data_layout(data_file)
     parts = _bare_parts(root)
     if not parts and _is_heap(root):
         parts = {"": (root,)}
     if not parts:
         raise UserError(f"{root}: not a YOLO data set: no data.yaml, and no images/ beside labels/")
-    file = _class_file(root)
-    names = dict(enumerate(read_labels(file)[1:])) if file else {}
-    return _Layout(names, parts, False, root)
+    return _Layout(_read_names(_class_file(root)), parts, False, root)
 
 
 def is_yolo(root: Path) -> bool:
-    """Whether a folder has a data.yaml, or images/ beside labels/, or is itself such a YAML."""
+    """Whether a folder has a data.yaml, an obj.data, or images/ beside labels/, or is itself such a YAML."""
     root = Path(root)
     yaml_file = _find_yaml(root)
     if yaml_file is not None and _looks_like_yolo(yaml_file):
         return True
-    return root.is_dir() and (bool(_bare_parts(root)) or _is_heap(root))
+    return root.is_dir() and (_find_data(root) is not None or bool(_bare_parts(root)) or _is_heap(root))
 
 
 def yolo_parts(root: Path) -> List[str]:
@@ -261,7 +305,8 @@ def _images_listed(file: Path) -> List[Tuple[str, Path]]:
         if not text or "\0" in text:
             continue
         bare = text[2:] if text.startswith("./") else text
-        places = [file.parent / bare, file.parent.parent / bare]
+        above = (file.parent, file.parent.parent)
+        places = [folder / each for each in (bare, *_tails(bare)) for folder in above]
         path = next((place for place in places if is_file(place)), places[0])
         found.append((split_suffix(path.name)[0], path))
     return found
