@@ -63,7 +63,7 @@ def open_data(config: TrainConfig) -> Tuple[Dataset, Dataset]:
     log.info(summary(train))
     roots = [config.validation_dataset] if config.validation_dataset else config.datasets
     valid = open_dataset(roots, "test", config.dataset_type, labels=train.classes, **how)
-    log.info(summary(valid))
+    log.info(summary(valid, train.findings))
     if not config.no_check:
         places = [Path(root).expanduser() for root in dict.fromkeys([*config.datasets, *roots])]
         asked = Question(places, config.dataset_type, labels, net=config.net, size=config.size())

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from vision.card import METADATA_KEY, ModelCard, make_self_test, test_image, write_sidecar
-from vision.data import FORMATS, open_dataset
+from vision.data import open_dataset, recognised
 from vision.data.images import read_image
 from vision.data.sample import Dataset, Sample
 from vision.detector import Detector
@@ -93,7 +93,7 @@ def open_material(
     source = Path(calib or verify)
     if not source.is_dir():
         raise UserError(f"--calib {source}: no such folder; name a data set, or a folder of images")
-    if any(known.recognises(source) for known in FORMATS):
+    if recognised(source):
         train = open_dataset([str(source)], "train")
         material.calibration = [sample.path for sample in _spread(train.samples, images)]
         material.evaluation, material.annotated = open_dataset([str(source)], "test"), True
