@@ -305,14 +305,19 @@ def feature_sizes(spec: NetSpec, size: Size) -> Tuple[Size, ...]:
 
 
 def _feature_sizes(spec: NetSpec, size: Size) -> Tuple[Size, ...]:
-    """As `feature_sizes`, but ends before the first map that vanishes. Runs on the meta device: shapes only."""
-    with torch.device("meta"):
-        base_net, extras = _trunk(spec)
-        x = torch.empty(1, 3, *size)
+    """As `feature_sizes`, but ends before the first map that vanishes.
+
+    The real modules run on a batch of no image: shapes only. (The meta device would do it too, but its first operation
+    imports a compiler, for over a second.)
+    """
+    with torch.device("meta"):  # weights without values
+        base_net, extras = (part.to_empty(device="cpu") for part in _trunk(spec))
+    x = torch.empty(0, 3, *size)
     maps: List[torch.Tensor] = []
     base_net.eval()
     extras.eval()
-    with contextlib.suppress(RuntimeError):  # a kernel larger than its input; `maps` holds those before
+    # A kernel may be larger than its input; `maps` holds those before.
+    with torch.inference_mode(), contextlib.suppress(RuntimeError):
         _run_trunk(base_net, extras, spec.taps, x, maps)
     sizes: List[Size] = []
     for channels, found in zip(spec.source_channels, maps):
