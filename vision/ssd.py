@@ -311,7 +311,9 @@ def _feature_sizes(spec: NetSpec, size: Size) -> Tuple[Size, ...]:
     imports a compiler, for over a second.)
     """
     with torch.device("meta"):  # weights without values
-        base_net, extras = (part.to_empty(device="cpu") for part in _trunk(spec))
+        base_net, extras = _trunk(spec)
+    base_net.to_empty(device="cpu")
+    extras.to_empty(device="cpu")
     x = torch.empty(0, 3, *size)
     maps: List[torch.Tensor] = []
     base_net.eval()
