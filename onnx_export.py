@@ -13,6 +13,7 @@ with cli.needs("export"):
     from vision.data import open_dataset
     from vision.data.images import read_image
     from vision.detector import Detector
+    from vision.evaluation.inference import mean_ap
     from vision.export import accuracy, qat, tensorrt
     from vision.export.bundle import write_bundle
     from vision.export.onnx import EXPORTERS, TARGETS, Exported, Plan, export
@@ -202,8 +203,8 @@ def fine_tune(source: Source, options: ExportOptions) -> None:
     data = qat.matching_dataset(open_dataset([options.calib], "train"), source.classes)
     tuned = qat.fine_tune(source.net, source.input, data, options.qat, say=print)
     before = Detector(TorchRun(source.net, pick_device()), source.input, source.classes)
-    mean = accuracy.mean_ap(before, open_dataset([options.calib], "test"))
-    print(f"float32 before the fine-tuning: mAP {mean:.4f}")
+    value = mean_ap(before, open_dataset([options.calib], "test"))
+    print(f"float32 before the fine-tuning: mAP {value:.4f}")
     source.net = tuned
 
 

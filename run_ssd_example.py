@@ -18,6 +18,7 @@ with cli.needs():
     from vision.data.sheets import write_image
     from vision.detector import NMS_METHODS, Detections, Detector
     from vision.drawing import draw_boxes
+    from vision.evaluation.inference import SCORE_THRESHOLD
     from vision.runtimes import RUNTIMES, ModelArguments, model_arguments, open_detector
 
 DESCRIPTION = "Find objects on photographs."
@@ -29,8 +30,8 @@ neither their net nor their classes."""
 
 DEFAULT_OUTPUT = "run_ssd_example_output"
 
-LOWEST, LOOKED_AT = 0.01, 8
-"""Where nothing is found: the score down to which, and the number of images on which, one looks again."""
+LOOKED_AT = 8
+"""Where nothing is found: so many images are looked at again, for lower scores."""
 
 
 @dataclass
@@ -184,10 +185,12 @@ def print_table(results: Dict[Path, Detections], threshold: float) -> None:
 
 def nearest(detector: Detector, paths: Sequence[Path]) -> str:
     """Where nothing was found: what came nearest to it, on the first images."""
-    found = detector.detect([read_image(path, upright=True) for path in paths], threshold=LOWEST)
+    found = detector.detect([read_image(path, upright=True) for path in paths], threshold=SCORE_THRESHOLD)
     scores = [(float(score), name, path) for path, each in zip(paths, found) for name, score, _ in each]
     if not scores:
-        return f"Nothing has a score of {LOWEST:g} or more. Is it the right model, and was it trained?"
+        return (
+            f"Nothing has a score of {SCORE_THRESHOLD:g} or more. Is it the right model, and was it trained?"
+        )
     score, name, path = max(scores)
     return f"The highest score is {score:.2f} ({name}, {path}); a lower --threshold shows more"
 

@@ -67,15 +67,15 @@ class Environments:
         def fill(folder):
             subprocess.run([base, "-m", "venv", str(folder)], check=True, timeout=200)
             python = folder / "bin" / "python"
-            self.install(python, *options, *pins)
+            self.fetch(python, "install", *options, *pins)
             if then is not None:
                 then(python)
 
         return self.make(name, [base, *pins, *hangs_on], fill) / "bin" / "python"
 
-    def install(self, python, *words):
-        """Skips the test where pip cannot."""
-        done = self.pip(python, "install", *words)
+    def fetch(self, python, command, *words):
+        """`pip`; skips the test where it cannot."""
+        done = self.pip(python, command, *words)
         if done.returncode:
             pytest.skip(f"pip cannot: {(done.stderr.strip().splitlines() or ['no reason'])[-1]}")
 
@@ -213,11 +213,8 @@ def check_stand_in(interface):
 
 def _unpack(environments, requirement, folder):
     with tempfile.TemporaryDirectory() as wheels:
-        done = environments.pip(
-            sys.executable, "download", "--no-deps", "--only-binary=:all:", "-d", wheels, requirement
-        )
-        if done.returncode:
-            pytest.skip(f"no {requirement}: {(done.stderr.strip().splitlines() or ['no reason'])[-1]}")
+        wanted = ("--no-deps", "--only-binary=:all:", "-d", wheels, requirement)
+        environments.fetch(sys.executable, "download", *wanted)
         (wheel,) = Path(wheels).iterdir()
         shutil.unpack_archive(wheel, folder, "zip")
     (library,) = folder.glob("tensorrt*/tensorrt.so")

@@ -225,11 +225,9 @@ def _size_beside(path: Path, described: Checkpoint) -> Optional[Tuple[int, int]]
     """(height, width) of a run whose bare weights these are; None where nothing beside them says so."""
     for name in KEPT:
         run = None
-        if (path.parent / name).is_file():
-            with contextlib.suppress(
-                UserError
-            ):  # a damaged one is of no use here, and no fault of these weights
-                run = read_state(path.parent / name)[1]
+        # One that is not there or damaged says nothing, and is no fault of these weights.
+        with contextlib.suppress(UserError):
+            run = read_state(path.parent / name)[1]
         if run is None or run.net != described.net or run.classes != described.classes:
             continue
         if (run.height, run.width) != (described.height, described.width):
