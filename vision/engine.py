@@ -331,6 +331,11 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, resumed: Optional[Checkpoint] = None) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(
+                "training is one process on one device; several would each train the same and write over each "
+                "other. Start it without torchrun: python train_ssd.py ..."
+            )
         self.config = config
         self.train_set, self.valid_set = open_data(config)
         self.classes = self.train_set.classes
@@ -385,11 +390,6 @@ class Trainer:
     def fit(self) -> Outcome:
         """Train to the last epoch, or until a signal."""
         config = self.config
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError(
-                "training is one process on one device; several would each train the same and write over each "
-                "other. Start it without torchrun: python train_ssd.py ..."
-            )
         if self.progress.epoch >= config.num_epochs:
             log.info(
                 "nothing is left to do: %d epochs are done; go on with a larger --num_epochs",
